@@ -1,0 +1,50 @@
+# Every target sets up what it needs: its own virtual environment in .venv, from the exact versions in requirements.lock.
+
+PROFILE ?= mini
+# The first interpreter that starts and is new enough; `make PYTHON=...` chooses another.
+PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+             "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; \
+             done)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help repro test lab clean data
+
+# Stages, tests and notebooks run the environment's `python`, and its kernel wins over one of the user's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mini (default) or paper (GPU node)
+	.venv/bin/dvc repro report@$(PROFILE)
+
+test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; writes nothing into runs/ or reports/
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; failed=0; \
+	export DIVE_RUNS="$$folder/runs" DIVE_REPORTS="$$folder/reports" DIVE_SCRATCH="$$folder/scratch"; \
+	.venv/bin/python -m pytest tests || failed=1; \
+	.venv/bin/python -m pytest --nbval-lax --nbval-current-env notebooks || failed=1; \
+	exit $$failed
+
+lab: .venv/.ready data  ## Open the notebooks in JupyterLab
+	.venv/bin/jupyter lab --notebook-dir="$(CURDIR)" notebooks
+
+clean:  ## Remove the environment, scratch and caches; runs/, reports/ and DVC's cache stay
+	rm -rf .venv scratch build *.egg-info .pytest_cache
+	find . -path ./.git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+# The raw input comes from the store inside the repository, without a network.
+data: .venv/.ready
+	@test -d data || .venv/bin/dvc pull --quiet data.dvc
+
+.venv/.ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer not found; install it or run make PYTHON=/path/to/python"; exit 1; }
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version)'
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	touch $@

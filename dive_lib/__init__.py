@@ -1,0 +1,8 @@
+"""DIVE: object detection by inverting a layout-to-image latent diffusion model, as a thin library.
+
+The notebooks in `notebooks/` tell the story; the modules here hold what two of them need or what deserves a test.
+One concept per module; import the module that you need (`from dive_lib import scenes`).  Nothing is imported here,
+so that light commands (the runner, the test of the environment) start without loading PyTorch.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,121 @@
+"""The layout-to-image latent diffusion model: p(x | y).
+
+vocabulary -> layout encoder (transformer) -> cross-attention of diffusers.UNet2DConditionModel. At paper size
+(LDM-8) these are 363 million parameters. Two switches help a small model and are off at paper size:
+
+object_tokens       one context token per object (its five embeddings through a small network) in place of one
+                    context token per field.
+position_attention  the cross-attention knows where an object's box lies (`position_attention.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from dive_lib import checkpoint
+from dive_lib.layout import LayoutGrid
+from dive_lib.position_attention import use_position_attention
+from dive_lib.schedule import NoiseSchedule
+from dive_lib.token_transformer import TokenTransformer
+from dive_lib.vocabulary import LayoutVocabulary
+
+
+class LayoutEncoder(nn.Module):
+    """Token embeddings (B, N, 5, d) -> context (B, L, width of the cross-attention).
+
+    Published form (object_tokens off): the 5 N embeddings are one sequence of width d with learnable positions.
+    object_tokens on: L = N + 1 tokens of width `width`, the last a learned register for pixels without an object.
+    carry_boxes appends each object's four coordinate embeddings to its context token (position attention).
+    """
+
+    def __init__(self, slots: int, embedding: int, layers: int, heads: int, head_width: int, *,
+                 object_tokens: bool = False, width: int | None = None, carry_boxes: bool = False,
+                 dropout: float = 0.0):
+        super().__init__()
+        if carry_boxes and not object_tokens:
+            raise ValueError("position_attention needs object_tokens: a context token must own a whole box")
+        self.object_tokens, self.carry_boxes = object_tokens, carry_boxes
+        width = (width or embedding) if object_tokens else embedding
+        if object_tokens:
+            self.join = nn.Sequential(nn.Linear(5 * embedding, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            self.register = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        # Objects have no order, so object tokens carry no positions.
+        length = None if object_tokens else 5 * slots
+        self.transformer = TokenTransformer(width, layers, heads, head_width, length=length, dropout=dropout)
+        self.context_width = width + (4 * embedding if carry_boxes else 0)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        if not self.object_tokens:
+            return self.transformer(embeddings.flatten(1, 2))
+        objects = self.join(embeddings.flatten(2))
+        register = self.register.expand(len(objects), -1, -1)
+        context = self.transformer(torch.cat([objects, register], dim=1))
+        if self.carry_boxes:
+            boxes = F.pad(embeddings[:, :, 1:].flatten(2), (0, 0, 0, 1))  # the register has no box
+            context = torch.cat([context, boxes.to(context.dtype)], dim=2)
+        return context
+
+
+class LayoutLDM(nn.Module):
+    """eps_theta(z_t, t, v_theta(y)).
+
+    grid: LayoutGrid or its dictionary. vocabulary, encoder, unet, schedule: keyword arguments of
+    LayoutVocabulary, LayoutEncoder, diffusers.UNet2DConditionModel and NoiseSchedule.
+    position_attention: see the module's head.
+    """
+
+    def __init__(self, grid: LayoutGrid | dict, vocabulary: dict, encoder: dict, unet: dict,
+                 schedule: dict | None = None, position_attention: bool = False):
+        super().__init__()
+        grid = grid if isinstance(grid, LayoutGrid) else LayoutGrid(**grid)
+        self.config = {"grid": grid.to_dict(), "vocabulary": dict(vocabulary), "encoder": dict(encoder),
+                       "unet": dict(unet), "schedule": dict(schedule or {}),
+                       "position_attention": position_attention}
+        self.grid = grid
+        self.vocabulary = LayoutVocabulary(grid, **vocabulary)
+        self.encoder = LayoutEncoder(grid.slots, self.vocabulary.width, carry_boxes=position_attention, **encoder)
+        unet = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items()}
+        self.unet = UNet2DConditionModel(cross_attention_dim=self.encoder.context_width, **unet)
+        if position_attention:
+            use_position_attention(self.unet, self.vocabulary)
+        self.schedule = NoiseSchedule(**(schedule or {}))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent."""
+        side = self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    def context(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B, N, 5, d) -> (B, L, c): computed once for all timesteps of one layout."""
+        return self.encoder(embeddings)
+
+    def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """eps_theta: z_t (B, 4, h, w), t (B,), context (B, L, c) -> (B, 4, h, w)."""
+        return self.unet(z_t, t, context, return_dict=False)[0]
+
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        return self.predict_noise(z_t, t, self.context(embeddings))
+
+    @torch.no_grad()
+    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
+        """Latents (B, 4, h, w) drawn for layouts (B, N, 5) by DDIM, without guidance."""
+        context = self.context(self.vocabulary(tokens))
+        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
+                                    (len(tokens), *self.latent_shape), generator, steps=steps,
+                                    device=context.device)
+
+
+def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2") -> torch.Tensor:
+    """Mean error per sample (B,). "l2" is DIVE's equation 1; LDM's own layout configuration uses "l1"."""
+    error = predicted - noise
+    if kind not in ("l1", "l2"):
+        raise ValueError(f"the loss must be 'l2' or 'l1', got {kind!r}")
+    return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)
+
+
+def load(directory) -> LayoutLDM:
+    """Loads a trained layout LDM, frozen."""
+    model = LayoutLDM(**checkpoint.load_config(directory))
+    return checkpoint.freeze(checkpoint.load_weights(directory, model))

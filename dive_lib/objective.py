@@ -1,0 +1,149 @@
+"""What DIVE minimises: the denoising losses of image and layout on (t, noise) pairs (equations 4 and 5).
+
+A pair is an index into a fixed set of timesteps and noises that all images share. For one image and one layout the
+objective on pair k is
+
+    | eps_k - eps_theta(z_tk, t_k, v) |^2  +  weight * | eps'_k - eps_phi(v_tk, t_k) |^2.
+
+Everything here works on many (image, layout, pair) triples in one batch, and counts network evaluations.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dive_lib.layout_ldm import LayoutLDM
+
+
+@dataclass
+class Pairs:
+    """t (P,) timesteps, noise (P, 4, h, w) for the image, prior_noise (P, N, 5, d) for the layout."""
+
+    t: torch.Tensor
+    noise: torch.Tensor
+    prior_noise: torch.Tensor
+
+    @classmethod
+    def draw(cls, ldm: LayoutLDM, t: torch.Tensor, generator: torch.Generator) -> "Pairs":
+        """One noise per timestep of t (P,), on the model's device."""
+        device = ldm.vocabulary.class_table.device
+        noise = torch.randn(len(t), *ldm.latent_shape, generator=generator)
+        prior_noise = torch.randn(len(t), ldm.grid.slots, 5, ldm.vocabulary.width, generator=generator)
+        return cls(t.to(device), noise.to(device), prior_noise.to(device))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index) -> "Pairs":
+        return Pairs(self.t[index], self.noise[index], self.prior_noise[index])
+
+
+@dataclass
+class Cost:
+    """Evaluations of the image denoiser and of the prior, forward and backward, in samples.
+
+    `forward_equivalents` counts the image denoiser: a forward pass as 1, a backward pass to the condition as 1
+    (weights are frozen, so it costs one pass of matrix products and not two). The prior's are listed apart.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    prior_forward: int = 0
+    prior_backward: int = 0
+    reused: int = 0
+
+    @property
+    def forward_equivalents(self) -> int:
+        return self.forward + self.backward
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+    def to_dict(self) -> dict:
+        return dict(vars(self)) | {"forward_equivalents": self.forward_equivalents}
+
+
+@dataclass
+class Objective:
+    """The frozen models and the weight of the prior.
+
+    ldm: frozen LayoutLDM. prior: frozen layout prior with `.loss(embeddings, t, noise) -> (B,)`, or None.
+    weight: of the prior's term. reduction: "mean" (error per element: each term is a mean over its elements) or
+    "sum" (each term is a sum, so that the larger tensor dominates). chunk: most samples in one network call.
+    loss: "l2" or "l1", for the image term.
+    """
+
+    ldm: LayoutLDM
+    prior: torch.nn.Module | None = None
+    weight: float = 1.0
+    reduction: str = "mean"
+    chunk: int = 256
+    loss: str = "l2"
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self):
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
+        if self.loss not in ("l2", "l1"):
+            raise ValueError(f"loss must be 'l2' or 'l1', got {self.loss!r}")
+
+    @property
+    def uses_prior(self) -> bool:
+        return self.prior is not None and self.weight > 0
+
+    def image_errors(self, latents: torch.Tensor, context: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        """Error maps (B, h, w), mean over channels, of latents (B, 4, h, w), context (B, L, c) and B pairs."""
+        z_t = self.ldm.schedule.add_noise(latents, pairs.noise, pairs.t)
+        error = self.ldm.predict_noise(z_t, pairs.t, context) - pairs.noise
+        return (error.square() if self.loss == "l2" else error.abs()).mean(1)
+
+    def image_losses(self, latents: torch.Tensor, context: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        """(B,) the first term of equation 5."""
+        losses = self.image_errors(latents, context, pairs).flatten(1).mean(1)
+        return losses * latents[0].numel() if self.reduction == "sum" else losses
+
+    def prior_losses(self, embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        """(B,) the second term of equation 5 with its weight; embeddings (B, N, 5, d), B pairs."""
+        losses = self.weight * self.prior.loss(embeddings, pairs.t, pairs.prior_noise)
+        return losses * embeddings[0].numel() if self.reduction == "sum" else losses
+
+    @torch.no_grad()
+    def evaluate(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs, *,
+                 prior: bool = True) -> torch.Tensor:
+        """The objective of discrete layouts, mean over pairs: latents (B, 4, h, w), tokens (B, N, 5) -> (B,)."""
+        values = self.error_maps(latents, tokens, pairs).flatten(1).mean(1)
+        if self.reduction == "sum":
+            values = values * latents[0].numel()
+        if prior and self.uses_prior:
+            embeddings = self.ldm.vocabulary(tokens)
+            for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device):
+                part = self.prior_losses(embeddings[b], pairs[k])
+                values = values.index_add(0, b, part / len(pairs))
+            self.cost.prior_forward += len(tokens) * len(pairs)
+        return values
+
+    @torch.no_grad()
+    def error_maps(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        """(B, h, w) image error of discrete layouts per latent position, mean over all pairs."""
+        context = self.ldm.context(self.ldm.vocabulary(tokens))
+        maps = latents.new_zeros(len(tokens), *latents.shape[2:])
+        for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device):
+            maps.index_add_(0, b, self.image_errors(latents[b], context[b], pairs[k]).float() / len(pairs))
+        self.cost.forward += len(tokens) * len(pairs)
+        return maps
+
+    @torch.no_grad()
+    def losses_per_pair(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        """(B, P) image loss of discrete layouts on every pair."""
+        context = self.ldm.context(self.ldm.vocabulary(tokens))
+        parts = [self.image_losses(latents[b], context[b], pairs[k])
+                 for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device)]
+        self.cost.forward += len(tokens) * len(pairs)
+        return torch.cat(parts).view(len(tokens), len(pairs))
+
+
+def _chunks(batch: int, pairs: int, size: int, device):
+    """Index tensors (layout, pair) of all combinations, layout by layout, `size` at a time."""
+    index = torch.arange(batch * pairs, device=device)
+    for part in index.split(size):
+        yield part // pairs, part % pairs

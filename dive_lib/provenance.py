@@ -1,0 +1,91 @@
+"""What a result was made from: parameters, versions, device and data, for the last cell of every notebook.
+
+Only facts that do not change from one run to the next on the same machine are shown, so executed notebooks keep their
+bytes; the commit and the seconds go to `reports/<profile>/timings.json` instead.  No host names, no absolute paths.
+"""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from dive_lib import parameters, paths
+
+SOURCES = ("dive_lib", "notebooks", "params.yaml", "requirements.lock", "data.dvc")
+"""What decides the results; edits elsewhere do not make a commit dirty."""
+
+
+def provenance(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a run of `notebook` (`"05_detection"`); its parameters are picked from `values` (`globals()`).
+
+    Seeds are parameters like the others and are listed with them.
+    """
+    import torch
+
+    declared = parameters.declared(paths.notebooks() / f"{notebook}.ipynb")
+    return {
+        "notebook": notebook,
+        "parameters": {name: values[name] for name in declared},
+        "python": platform.python_version(),
+        **{name: metadata.version(name).split("+")[0] for name in ("torch", "diffusers", "numpy", "scikit-learn")},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "data": data_hash(),
+    }
+
+
+def show(notebook: str, values: Mapping[str, Any]) -> None:
+    """Print `provenance(notebook, values)`; the last line of a notebook is `provenance.show("05_detection", globals())`."""
+    for name, value in provenance(notebook, values).items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key}: {item!r}")
+        else:
+            print(f"{name}: {value}")
+
+
+def data_hash() -> str:
+    """DVC's hash of the raw input as `data.dvc` records it, or `unknown` where that file is missing."""
+    pointer = paths.ROOT / "data.dvc"
+    found = re.search(r"md5:\s*([0-9a-f]{32}(\.dir)?)", pointer.read_text()) if pointer.is_file() else None
+    return found.group(1) if found else "unknown"
+
+
+def commit() -> str:
+    """Hash of the checked-out commit, with `-dirty` if a source of the results differs from it; `unknown` outside Git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=all", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-dirty" if changed else "")
+
+
+def machine() -> dict[str, Any]:
+    """The hardware on which seconds were measured: processor, its usable cores, accelerator if PyTorch sees one."""
+    facts = {"processor": processor_name(), "cores": len(os.sched_getaffinity(0))
+             if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    if os.path.exists("/proc/driver/nvidia"):  # loading PyTorch takes seconds: only where it may find something
+        import torch
+        if torch.cuda.is_available():
+            facts["accelerator"] = torch.cuda.get_device_name()
+    return facts
+
+
+def processor_name() -> str:
+    """Model name of the processor, or the architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            names = re.search(r"^model name\s*:\s*(.+)$", handle.read(), re.MULTILINE)
+    except OSError:
+        names = None
+    return names.group(1) if names else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(("git", *arguments), cwd=paths.ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.strip()

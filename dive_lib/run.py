@@ -1,0 +1,276 @@
+"""Execute one notebook with the parameters of a profile; every stage of `dvc.yaml` is such a call.
+
+    python -m dive_lib.run notebooks/05_detection.ipynb mini
+    python -m dive_lib.run notebooks/05_detection.ipynb smoke --set steps=20 --set learning_rate=0.05
+
+writes `reports/<profile>/05_detection.ipynb` and `.html`, each at once or not at all, and the seconds that it took to
+`reports/<profile>/timings.json`.  The parameters are checked first (`dive_lib.parameters`); the notebook runs in its
+own folder, as in JupyterLab and under nbval, in a kernel of the interpreter that runs this command.
+
+An executed notebook keeps nothing that changes from run to run (times, process ids, memory addresses, the way a
+stream was cut into messages, paths of this machine): equal results mean equal bytes, so DVC sees no change.
+
+While the notebook runs, its progress line is shown here.  If a cell fails, the last lines of the traceback are
+printed, the notebook as far as it came is kept under `scratch/failed/`, and the exit status is 1; what an earlier run
+wrote to `reports/` stays.  Ctrl-C, SIGTERM, and even SIGKILL of this command end the kernel too.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from dive_lib import parameters, paths, provenance
+from dive_lib.files import atomic_path, merge_json, write_text
+from dive_lib.progress import LiveLine
+
+KERNEL = "python3"
+TRACEBACK_LINES = 25
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised.  `path` is the partly executed notebook; the message ends with the traceback's last lines."""
+
+    def __init__(self, message: str, path: Path):
+        super().__init__(message)
+        self.path = path
+
+
+def run(notebook: str | Path, profile: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Path:
+    """Execute `notebook` as described above and return the path of the executed copy.
+
+    Raises `parameters.ParameterError` before a kernel starts, `NotebookFailed` if a cell raises.
+    """
+    notebook = Path(notebook).absolute()
+    values = parameters.resolve(notebook, profile, overrides)
+    folder = paths.reports(profile)
+    for needed in (folder, paths.runs(profile), paths.scratch()):
+        needed.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    executed = execute(notebook, values)
+    seconds = time.monotonic() - began
+    target = folder / notebook.name
+    write_text(target, nbformat.writes(executed) + "\n")
+    write_text(target.with_suffix(".html"), to_html(executed, notebook.stem))
+    merge_json(folder / "timings.json", {"stages": {notebook.stem: round(seconds, 1)},
+                                         "commits": {notebook.stem: provenance.commit()},
+                                         "machines": {notebook.stem: provenance.machine()}})
+    return target
+
+
+def execute(notebook: Path, values: Mapping[str, Any]) -> NotebookNode:
+    """Run all cells of `notebook` with `values` as parameters and return the executed notebook, made `stable`."""
+    import papermill  # takes a second to load; a wrong parameter is told before that
+
+    source = nbformat.read(notebook, as_version=4)
+    work = Path(tempfile.mkdtemp(prefix=f"{notebook.stem}-", dir=_made(paths.scratch() / "executing")))
+    live = work / "progress.txt"
+    try:
+        with _environment(live), _tail(live):
+            executed = papermill.execute_notebook(
+                notebook, work / notebook.name, dict(values), kernel_name=KERNEL, cwd=notebook.parent,
+                progress_bar=False, log_output=False,
+                record_timing=False, shutdown_kernel="immediate", config=_kernel_config())
+    except papermill.PapermillExecutionError as error:
+        kept = _made(paths.scratch() / "failed") / notebook.name
+        shutil.move(work / notebook.name, kept)
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
+        raise NotebookFailed("\n".join([*trace, "", f"{paths.shorten(notebook)}: cell {error.exec_count} raised "
+                                        f"{error.ename}; see {paths.shorten(kept)}"]), kept) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return stable(executed, source)
+
+
+def stable(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
+    """Remove from an executed notebook (in place) what differs between two equal runs.
+
+    `source` gives the cell ids; the cell that papermill injected is called `injected-parameters`.
+    """
+    executed.metadata = NotebookNode({key: executed.metadata[key] for key in ("kernelspec", "language_info")
+                                      if key in executed.metadata})
+    ids = iter([cell.get("id") if source.nbformat_minor >= 5 else None for cell in source.cells])
+    for number, cell in enumerate(executed.cells):
+        injected = "injected-parameters" in cell.metadata.get("tags", [])
+        cell.id = "injected-parameters" if injected else next(ids, None) or f"cell-{number:02d}"
+        tags = cell.metadata.get("tags")
+        cell.metadata = NotebookNode({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [_clean(output) for output in _joined(cell.outputs)]
+    executed.nbformat_minor = max(5, executed.nbformat_minor)
+    return executed
+
+
+def to_html(notebook: NotebookNode, title: str) -> str:
+    """The notebook as one HTML page with its images inside."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="lab")
+    exporter.require_js_url = exporter.jquery_url = ""  # only widgets need them
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return page
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs with neighbouring pieces of a stream joined; where both streams alternate, stdout comes first.
+
+    How a stream is cut, and how the two interleave between other outputs, depends on the kernel's flush timer.
+    """
+    result: list[NotebookNode] = []
+    streams: dict[str, NotebookNode] = {}
+    for output in [*outputs, None]:
+        if output is not None and output.output_type == "stream":
+            if output.name in streams:
+                streams[output.name].text += output.text
+            else:
+                streams[output.name] = output
+            continue
+        result += [streams[name] for name in ("stdout", "stderr") if name in streams]
+        streams = {}
+        if output is not None:
+            result.append(output)
+    return result
+
+
+def _clean(output: NotebookNode) -> NotebookNode:
+    if output.output_type == "stream":
+        output.text = scrub(output.text)
+    elif output.output_type == "error":
+        output.traceback = [scrub(line) for line in output.traceback]
+    else:
+        output.metadata = NotebookNode()
+        for kind, content in output.data.items():
+            if isinstance(content, str) and (kind.startswith("text/") or kind == "image/svg+xml"):
+                output.data[kind] = scrub(content)
+    return output
+
+
+def scrub(text: str) -> str:
+    """`text` without what belongs to this machine or process: folders, kernel file names, memory addresses."""
+    text = re.sub(r"[^\s\"'(<>=]*/ipykernel_\d+/\d+\.py", "<cell>", text)
+    for folder, name in ((str(paths.ROOT), "."), (sys.prefix, "<environment>"), (sys.base_prefix, "<python>"),
+                         (tempfile.gettempdir(), "<temporary>"), (str(Path.home()), "~")):
+        if len(folder) > 1:  # a home of "/" names no one
+            text = text.replace(folder + "/", "" if name == "." else name + "/")
+            text = re.sub(re.escape(folder) + r"(?![\w./-])", name, text)
+    return re.sub(r"\b0x[0-9a-f]{8,16}\b", "0x", text)
+
+
+@contextlib.contextmanager
+def _environment(live: Path) -> Iterator[None]:
+    """Environment of the kernel: this interpreter's, this checkout's code, nobody's personal settings."""
+    changes = {
+        "DIVE_PROGRESS": str(live),
+        "IPYTHONDIR": str(_made(paths.scratch() / "ipython")),      # no personal start-up files, no history
+        "JUPYTER_PREFER_ENV_PATH": "1",                              # a user's own `python3` kernel must not win
+        "JUPYTER_PATH": None,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTEST_CURRENT_TEST": None,
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    try:
+        for name, value in changes.items():
+            _put(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            _put(name, value)
+
+
+def _kernel_config() -> Any:
+    """Talk to the kernel through socket files: kernels that start at the same time cannot race for a TCP port."""
+    from jupyter_core.paths import jupyter_runtime_dir
+    from traitlets.config import Config
+
+    # The system limits such a file's path to about 100 characters, of which Jupyter uses 50.
+    files_work = os.name == "posix" and len(jupyter_runtime_dir()) <= 50
+    return Config(KernelManager={"transport": "ipc"} if files_work else {})
+
+
+def _put(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _tail(live: Path) -> Iterator[None]:
+    """Show the line that the notebook's `Progress` leaves in `live`, once per second, until the block ends."""
+    finished = threading.Event()
+    parent = os.getppid() if "DVC_STAGE" in os.environ else None
+
+    def follow() -> None:
+        shown, line = "", LiveLine()
+        while True:
+            last = finished.wait(1.0)
+            with contextlib.suppress(OSError):
+                text = live.read_text(encoding="utf-8")
+                if text and text != shown:
+                    shown = text
+                    line.end(text.rstrip("\n")) if text.endswith("\n") else line.show(text)
+            if last:
+                return
+            if parent is not None and os.getppid() != parent:
+                # DVC was killed: go too, or a second `dvc repro` would train beside this one.
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join(timeout=5)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def stop_on_sigterm(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)  # unwinds through papermill, which ends the kernel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dive_lib.run", description=__doc__.partition("\n")[0])
+    parser.add_argument("notebook", help="source notebook, for example notebooks/05_detection.ipynb")
+    parser.add_argument("profile", help="a profile of params.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+                        help="replace one parameter (repeatable); NAME may reach into a dict: model.width=32")
+    chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, stop_on_sigterm)
+    began = time.monotonic()
+    name = Path(chosen.notebook).stem
+    print(f"{name} ({chosen.profile}): running", file=sys.stderr, flush=True)
+    try:
+        target = run(chosen.notebook, chosen.profile, chosen.overrides)
+    except (parameters.ParameterError, NotebookFailed) as error:
+        print(f"\n{error}" if isinstance(error, NotebookFailed) else f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name} ({chosen.profile}): interrupted", file=sys.stderr)
+        return 130
+    print(f"{name} ({chosen.profile}): done in {time.monotonic() - began:.0f} s, "
+          f"{paths.shorten(target.with_suffix('.html'))}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The one training loop: first stage, layout LDM, priors and everything trained later use it.
+
+It counts steps, draws all randomness of a step from (seed, step), and saves its whole state from time to time.
+Run again with the same configuration, a stopped training continues and ends with bit-identical weights (CPU);
+with another configuration it starts anew.
+"""
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
+from dive_lib.files import atomic_path
+from dive_lib.progress import Progress
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """steps: optimiser steps. lr: AdamW's peak rate. schedule: "cosine" (to zero) or "constant", after a linear
+    `warmup`. ema: decay of the averaged weights, 0 for none; the average warms up as (1 + n) / (10 + n).
+    clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast. seed: of all draws."""
+
+    steps: int
+    lr: float
+    batch_size: int
+    schedule: str = "cosine"
+    warmup: int = 0
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
+        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.ema < 1:
+            raise ValueError(f"training needs steps >= 1, batch_size >= 1 and 0 <= ema < 1, got {self}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 ... steps - 1."""
+        warm = min(1.0, (step + 1) / (self.warmup + 1))
+        if self.schedule == "constant":
+            return self.lr * warm
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator], torch.Tensor],
+          config: TrainingConfig, *, scratch: Path, identity: str, label: str = "training",
+          save_every: float = 60.0, stop_after: int | None = None) -> list[float]:
+    """Trains `model` in place and leaves the averaged weights in it. Returns the loss of every step.
+
+    loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone.
+    scratch: folder for the resume state (outside version control). identity: fingerprint of everything else that
+    determines the result (data, architecture); together with `config` it decides whether a saved state is
+    continued. save_every: seconds between saves; it has no influence on the result. stop_after: end this
+    call after so many steps, as an interruption would.
+    Raises FloatingPointError at the first non-finite loss, naming the step.
+    """
+    key = fingerprint(asdict(config), identity, {k: list(v.shape) for k, v in model.state_dict().items()})
+    state_file = Path(scratch) / f"{key}.safetensors"
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay)
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    losses = _resume(state_file, model, optimizer, parameters, average)
+    model.train()
+    saved = time.monotonic()
+    with Progress(config.steps, label, start=len(losses)) as progress:
+        for step in range(len(losses), config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            generator = step_generator(config.seed, step)
+            with _autocast(model, config.bf16):
+                loss = loss_of(model, step, generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"{label}: the loss is {loss.item()} at step {step}; lower lr ({config.lr}) or check the data")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+            optimizer.step()
+            decay = min(config.ema, (1 + step) / (10 + step)) if config.ema else 0.0
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+            losses.append(loss.item())
+            progress.update(loss=losses[-1])
+            ended = stop_after is not None and len(losses) >= stop_after
+            if ended or time.monotonic() - saved > save_every:
+                _save(state_file, model, optimizer, parameters, average, losses)
+                saved = time.monotonic()
+            if ended:
+                return losses
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(average[name])
+    state_file.unlink(missing_ok=True)
+    model.eval()
+    return losses
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one step. The global generator (dropout) is seeded alike."""
+    torch.manual_seed(seed * 1_000_003 + step)
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def write_loss_curve(path: Path | str, losses: list[float], every: int = 1) -> None:
+    """CSV (step, loss): the mean of each `every` steps."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss"])
+        for start in range(0, len(losses), every):
+            chunk = losses[start:start + every]
+            writer.writerow([start + len(chunk), f"{sum(chunk) / len(chunk):.6g}"])
+
+
+def _autocast(model: nn.Module, bf16: bool):
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _save(path: Path, model, optimizer, parameters, average, losses) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    save_tensors(path, tensors)
+
+
+def _resume(path: Path, model, optimizer, parameters, average) -> list[float]:
+    if not path.exists():
+        return []
+    tensors, _ = load_tensors(path)
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    for name, parameter in parameters.items():
+        average[name].copy_(tensors[f"average.{name}"])
+        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(
+            parameter.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
+    return tensors["losses"].tolist()

@@ -1,0 +1,112 @@
+"""Algorithm 1 on models of a few thousand parameters: every shortcut must equal the plain computation."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dive_lib.inversion import InversionConfig, invert, monitor_pairs
+from dive_lib.objective import Pairs
+from tests.tiny import latents, layouts, objective
+
+CONFIG = InversionConfig(steps=12, batch=4, lr=0.2, t_low=0, t_high=1000, t_interval=100, monitor_pairs=5,
+                         monitor_every=3)
+
+
+def test_matches_autograd_and_torch_adamw():
+    """One image, one loop: the memoised, context-wise gradients and the batched AdamW against the textbook form."""
+    dive = objective(weight=0.5)
+    x, config = latents(1), dataclasses.replace(CONFIG, steps=5, monitor_every=1, lr_end=0.5)
+    result, = invert(dive, x, config)
+    vocabulary, generator, queue = dive.ldm.vocabulary, torch.Generator().manual_seed(0), torch.empty(0).long()
+    v = vocabulary(dive.ldm.grid.empty(1)).detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([v], lr=0.2, weight_decay=0.01)
+    monitor, values = monitor_pairs(dive, config), []
+    from dive_lib.straight_through import nearest_tokens
+    for step in range(6):
+        tokens = nearest_tokens(v, vocabulary)
+        values.append(dive.evaluate(x, tokens, monitor).item())
+        while len(queue) < 4:
+            queue = torch.cat([queue, torch.randperm(10, generator=generator)])
+        index, queue = queue[:4], queue[4:]
+        pairs = Pairs.draw(dive.ldm, config.timesteps[index], generator)
+        straight = (vocabulary(tokens) - v).detach() + v  # equation 6
+        z_t = dive.ldm.schedule.add_noise(x.expand(4, -1, -1, -1), pairs.noise, pairs.t)
+        image = (dive.ldm(z_t, pairs.t, straight.expand(4, -1, -1, -1)) - pairs.noise).square().mean()
+        prior = dive.prior.loss(straight.expand(4, -1, -1, -1), pairs.t, pairs.prior_noise).mean()
+        optimizer.zero_grad()
+        (image + 0.5 * prior).backward()
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - 0.5 * step / 5)
+        optimizer.step()
+    torch.testing.assert_close(torch.tensor([value for _, value in result.curve]), torch.tensor(values),
+                               atol=1e-5, rtol=0)
+    assert len({round(value, 6) for value in values}) > 1, "the state never changed: the test shows nothing"
+
+
+@pytest.mark.parametrize("settings", [{}, {"fixed_pairs": True}, {"in_vocabulary": False}, {"complete_from": 0.5}])
+def test_many_images_equal_one_at_a_time(settings):
+    dive, config = objective(), dataclasses.replace(CONFIG, **settings)
+    together = invert(dive, latents(3), config)
+    for k, x in enumerate(latents(3)):
+        alone, = invert(dive, x[None], config)
+        assert torch.equal(alone.tokens, together[k].tokens)
+        assert alone.convergence_step == together[k].convergence_step
+        torch.testing.assert_close(torch.tensor(alone.curve), torch.tensor(together[k].curve), atol=1e-5, rtol=0)
+
+
+def test_memoised_states_change_nothing_but_the_cost():
+    dive = objective(prior=False)
+    config = dataclasses.replace(CONFIG, steps=40, fixed_pairs=True, lr=0.05)
+    plain = invert(dive, latents(2), dataclasses.replace(config, memoise=False))
+    memo = invert(dive, latents(2), config)
+    for a, b in zip(plain, memo):
+        assert torch.equal(a.tokens, b.tokens)
+        torch.testing.assert_close(torch.tensor(a.curve), torch.tensor(b.curve), atol=1e-6, rtol=0)
+        assert b.cost.reused > 0 and b.cost.backward + b.cost.reused == a.cost.backward == 40 * 4
+
+
+def test_the_monitor_evaluates_each_state_once_and_selects_the_least():
+    dive = objective()
+    result, = invert(dive, latents(1), dataclasses.replace(CONFIG, monitor_every=1))
+    assert result.cost.forward - result.cost.backward == 5 * result.states_visited
+    values = [value for _, value in result.curve]
+    assert result.monitor == min(values)
+    assert result.convergence_step == result.curve[values.index(min(values))][0]
+    again = dive.evaluate(latents(1), result.tokens[None], monitor_pairs(dive, CONFIG))
+    assert abs(again.item() - result.monitor) < 1e-5
+
+
+def test_early_stopping_equals_reading_it_off_the_full_run():
+    dive, config = objective(), dataclasses.replace(CONFIG, steps=40, monitor_every=2)
+    full = invert(dive, latents(3), config)
+    stopped = invert(dive, latents(3), dataclasses.replace(config, patience=6))
+    assert any(s.curve[-1][0] < 40 for s in stopped)
+    for a, b in zip(full, stopped):
+        assert b.curve[-1][0] == a.stopped_at(6)
+        assert torch.equal(a.after(b.curve[-1][0]).tokens, b.tokens)
+
+
+def test_shorter_runs_can_be_read_off_a_long_one():
+    dive = objective()
+    long = invert(dive, latents(2), dataclasses.replace(CONFIG, steps=24))
+    short = invert(dive, latents(2), CONFIG)
+    for a, b in zip(long, short):
+        assert torch.equal(a.after(12).tokens, b.tokens) and a.after(12).monitor == pytest.approx(b.monitor, abs=1e-6)
+
+
+def test_starts_from_a_given_layout():
+    dive = objective()
+    result = invert(dive, latents(3), dataclasses.replace(CONFIG, lr=1e-6), start=layouts())
+    assert all(torch.equal(r.tokens, t) for r, t in zip(result, layouts()))
+
+
+def test_weights_receive_no_gradients():
+    dive = objective()
+    invert(dive, latents(1), CONFIG)
+    assert all(p.grad is None and not p.requires_grad for p in dive.ldm.parameters())
+
+
+@pytest.mark.parametrize("settings", [{"metric": "dot"}, {"steps": 0}, {"t_low": 9, "t_high": 9}])
+def test_refuses_settings_that_make_no_sense(settings):
+    with pytest.raises(ValueError):
+        dataclasses.replace(CONFIG, **settings)

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from dive_lib.straight_through import complete_objects, nearest_rows, nearest_tokens
+from tests.tiny import GRID, layout_ldm, layouts
+
+
+def test_vocabulary_entries_are_their_own_nearest_neighbours():
+    vocabulary = layout_ldm().vocabulary
+    tokens = layouts()
+    for metric in ("cosine", "l2"):
+        assert torch.equal(nearest_tokens(vocabulary(tokens), vocabulary, metric), tokens)
+
+
+def test_metrics_differ_where_lengths_do():
+    table = torch.tensor([[1.0, 0.0], [5.0, 5.0]])
+    v = torch.tensor([[1.0, 0.9]])
+    assert nearest_rows(v, table, "cosine").item() == 1 and nearest_rows(v, table, "l2").item() == 0
+    with pytest.raises(ValueError, match="dot"):
+        nearest_rows(v, table, "dot")
+
+
+def test_none_can_be_excluded():
+    vocabulary = layout_ldm().vocabulary
+    empty = vocabulary(GRID.empty(2))
+    assert (nearest_tokens(empty, vocabulary, exclude_none=True) != GRID.none_tokens).all()
+
+
+def test_half_objects_are_completed_or_emptied():
+    vocabulary = layout_ldm().vocabulary
+    tokens = layouts()[:1].clone()
+    tokens[0, 0, 0] = GRID.none_tokens[0]
+    tokens[0, 1, 1:4] = GRID.none_tokens[1]
+    completed = complete_objects(tokens, vocabulary(tokens), vocabulary)
+    assert torch.equal(completed[0, 0, 1:], tokens[0, 0, 1:]) and completed[0, 0, 0] != GRID.none_tokens[0]
+    assert torch.equal(completed[0, 1], GRID.none_tokens)

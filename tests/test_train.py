@@ -1,0 +1,84 @@
+import csv
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dive_lib.train import TrainingConfig, train, write_loss_curve
+
+CONFIG = TrainingConfig(steps=20, lr=0.05, batch_size=8, ema=0.9, warmup=2)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def loss_of(net, step, generator):
+    x = torch.randn(8, 4, generator=generator)
+    return (net(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
+    whole = model()
+    losses = train(whole, loss_of, CONFIG, scratch=tmp_path / "a", identity="x")
+    for stop in (7, 15):
+        train(model(), loss_of, CONFIG, scratch=tmp_path / "b", identity="x", stop_after=stop)
+    parts = model()
+    again = train(parts, loss_of, CONFIG, scratch=tmp_path / "b", identity="x")
+    assert torch.equal(weights(whole), weights(parts)) and losses == again
+    assert losses[-1] < losses[0]
+    assert list((tmp_path / "b").iterdir()) == [], "the resume state is removed at the end"
+
+
+@pytest.mark.parametrize("change", ["config", "identity"])
+def test_a_changed_parameter_never_continues_a_stale_run(tmp_path, change):
+    train(model(), loss_of, CONFIG, scratch=tmp_path, identity="x", stop_after=10)
+    config = dataclasses.replace(CONFIG, lr=0.04) if change == "config" else CONFIG
+    fresh, reference = model(), model()
+    train(fresh, loss_of, config, scratch=tmp_path, identity="y" if change == "identity" else "x")
+    train(reference, loss_of, config, scratch=tmp_path / "new", identity="z")
+    assert torch.equal(weights(fresh), weights(reference))
+
+
+def test_a_non_finite_loss_stops_and_names_the_step(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(model(), lambda net, step, g: loss_of(net, step, g) * (math.nan if step == 4 else 1), CONFIG,
+              scratch=tmp_path, identity="x")
+
+
+def test_schedules():
+    rates = [CONFIG.rate(step) for step in range(20)]
+    assert rates[0] < rates[1] < rates[2] and rates[2] > rates[10] > rates[19] > 0
+    assert dataclasses.replace(CONFIG, schedule="constant").rate(19) == 0.05
+    with pytest.raises(ValueError, match="linear"):
+        dataclasses.replace(CONFIG, schedule="linear")
+
+
+def test_averaged_weights_follow_the_formula(tmp_path):
+    """Two steps by hand: average <- average + (1 - decay) (weights - average), decay = (1 + n) / (10 + n)."""
+    net = model()
+    seen = []
+    config = TrainingConfig(steps=2, lr=0.05, batch_size=8, ema=0.9)
+
+    def watch(net, step, generator):
+        seen.append(weights(net).clone())
+        return loss_of(net, step, generator)
+
+    raw = model()
+    train(raw, watch, dataclasses.replace(config, ema=0.0), scratch=tmp_path / "raw", identity="x")
+    seen.append(weights(raw))
+    train(net, loss_of, config, scratch=tmp_path / "ema", identity="x")
+    first = seen[0] + 0.9 * (seen[1] - seen[0])
+    torch.testing.assert_close(weights(net), first + 9 / 11 * (seen[2] - first))
+
+
+def test_loss_curve(tmp_path):
+    write_loss_curve(tmp_path / "loss.csv", [4.0, 2.0, 1.0], every=2)
+    assert list(csv.reader(open(tmp_path / "loss.csv"))) == [["step", "loss"], ["2", "3"], ["3", "1"]]
