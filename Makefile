@@ -31,7 +31,7 @@ test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; w
 	exit $$failed
 
 lab: .venv/.ready data  ## Open the notebooks in JupyterLab
-	.venv/bin/jupyter lab --notebook-dir="$(CURDIR)" notebooks
+	.venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 clean:  ## Remove the environment, scratch and caches; runs/, reports/ and DVC's cache stay
 	rm -rf .venv scratch build *.egg-info .pytest_cache

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import nn
 
-from dive_lib import checkpoint
+from dive_lib import checkpoint, compvis
+from dive_lib.coco import CocoLayouts
 
 
 class FirstStage(nn.Module):
@@ -73,6 +74,47 @@ class FirstStage(nn.Module):
         return self.latent_std[:, None, None]
 
 
+class ImagePool:
+    """Random batches of a split's images: generator -> (B, 3, S, S) in [-1, 1], on the computing device.
+
+    Splits of up to `keep` bytes are decoded once and kept as bytes; larger ones are read at every draw.
+    """
+
+    def __init__(self, layouts: CocoLayouts, batch: int, keep: int = 2 * 10**9):
+        self.layouts, self.batch = layouts, batch
+        self.identity = [layouts.image_id(i) for i in range(len(layouts))] + [layouts.image_size, batch]
+        self.bytes = None
+        if len(layouts) * 3 * layouts.image_size**2 <= keep:
+            images = (((layouts.load_image(i) + 1) * 127.5).round().byte() for i in range(len(layouts)))
+            self.bytes = torch.stack(list(images))
+            self.identity.append(checkpoint.fingerprint(self.bytes))
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        return self.take(torch.randint(len(self.layouts), (self.batch,), generator=generator))
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        if self.bytes is not None:
+            return (self.bytes[indices].float() / 127.5 - 1).to(device())
+        return torch.stack([self.layouts.load_image(int(i)) for i in indices]).to(device())
+
+    def first(self, count: int) -> torch.Tensor:
+        return self.take(torch.arange(min(count, len(self.layouts))))
+
+
+def device() -> str:
+    """Where models are trained and inverted: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def adopt_compvis(model: FirstStage, path: str) -> list[float]:
+    """Fills a model of the architecture `vq-f8` with CompVis's weights. Latents keep their scale, as in LDM."""
+    config = compvis.VQ_F8
+    state = compvis.convert_vq_first_stage(compvis.load_compvis_state(path, "first_stage"), config)
+    model.vq.load_state_dict(state)
+    model.to(device()).eval()
+    return []
+
+
 def reconstruction_loss(images: Callable[[torch.Generator], torch.Tensor], *, quantize_from: int,
                         restart_every: int = 100, restart_until: int = 10**9,
                         l1: float = 0.3) -> Callable[[FirstStage, int, torch.Generator], torch.Tensor]:
@@ -89,7 +131,7 @@ def reconstruction_loss(images: Callable[[torch.Generator], torch.Tensor], *, qu
         quantize = step >= quantize_from
         if step == quantize_from:
             with torch.no_grad():
-                latents = torch.cat([model.raw_latents(images(generator)) for _ in range(24)] )
+                latents = torch.cat([model.raw_latents(images(generator)) for _ in range(24)])
             _fill_codebook(model, latents.float(), generator)
         raw = model.raw_latents(batch)
         quantisation = raw.new_zeros(())

@@ -67,8 +67,8 @@ class Inverted:
     """The result for one image.
 
     tokens (N, 5): the selected layout y*, before objects are dropped. monitor: its monitor value.
-    convergence_step: the step that reached it. curve: [step, monitor] at every evaluation. improvements:
-    [step, monitor, tokens] whenever the monitor fell. cost: of this image alone.
+    convergence_step: the step that reached it. curve: [step, monitor, forward-equivalents so far] at every
+    evaluation. improvements: [step, monitor, tokens] whenever the monitor fell. cost: of this image alone.
     """
 
     tokens: torch.Tensor
@@ -80,7 +80,7 @@ class Inverted:
     cost: Cost = field(default_factory=Cost)
 
     def after(self, steps: int) -> "Inverted":
-        """What a run of so many steps would have selected (its cost apart); exact where lr_end = 1."""
+        """What a run of so many steps would have selected; exact where lr_end = 1. Of the cost, `curve` has the sum."""
         result = Inverted(self.tokens, curve=[c for c in self.curve if c[0] <= steps])
         for step, value, tokens in self.improvements:
             if step <= steps:
@@ -90,7 +90,7 @@ class Inverted:
 
     def stopped_at(self, patience: int) -> int:
         """The step at which early stopping with this patience would have ended the run."""
-        for step, _ in self.curve:
+        for step, *_ in self.curve:
             best = max(s for s, *_ in self.improvements if s <= step)
             if step - best >= patience:
                 return step
@@ -171,7 +171,7 @@ class _Run:
         keep = []
         for k, image in enumerate(self.active.tolist()):
             result, value = self.results[image], self.monitored[image][keys[k]]
-            result.curve.append([step, value])
+            result.curve.append([step, value, result.cost.forward_equivalents])
             if value < result.monitor:
                 result.tokens, result.monitor, result.convergence_step = tokens[k].cpu(), value, step
                 result.improvements.append([step, value, tokens[k].tolist()])

@@ -8,15 +8,18 @@ object_tokens       one context token per object (its five embeddings through a 
 position_attention  the cross-attention knows where an object's box lies (`position_attention.py`).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dive_lib import checkpoint
-from dive_lib.layout import LayoutGrid
+from dive_lib.latents import LayoutTokens
+from dive_lib.layout import LayoutGrid, drop_fields
 from dive_lib.position_attention import use_position_attention
-from dive_lib.schedule import NoiseSchedule
+from dive_lib.schedule import NoiseSchedule, draw_timesteps
 from dive_lib.token_transformer import TokenTransformer
 from dive_lib.vocabulary import LayoutVocabulary
 
@@ -113,6 +116,29 @@ def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2
     if kind not in ("l1", "l2"):
         raise ValueError(f"the loss must be 'l2' or 'l1', got {kind!r}")
     return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)
+
+
+def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *, dropout: dict, focus: dict,
+                    kind: str = "l2") -> Callable[[LayoutLDM, int, torch.Generator], torch.Tensor]:
+    """Equation 1 as an objective for train(): latents (n, 4, h, w) and layouts of the same n images.
+
+    dropout: shares of `drop_fields`. focus: low, high and share of the timesteps drawn from that range.
+    """
+    if len(latents) != len(layouts):
+        raise ValueError(f"{len(latents)} latents and {len(layouts)} layouts are not of the same images")
+
+    def loss_of(model: LayoutLDM, step: int, generator: torch.Generator) -> torch.Tensor:
+        device = model.vocabulary.class_table.device
+        index = torch.randint(len(latents), (batch,), generator=generator)
+        tokens = drop_fields(layouts.draw(index, generator), model.grid, generator, **dropout).to(device)
+        t = draw_timesteps(batch, model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
+                           share=focus["share"]).to(device)
+        clean = latents[index].to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
+        return denoising_loss(predicted.float(), noise, kind).mean()
+
+    return loss_of
 
 
 def load(directory) -> LayoutLDM:

@@ -30,6 +30,8 @@ from ruamel.yaml.error import YAMLError
 from dive_lib.paths import ROOT, shorten
 
 PARAMS = ROOT / "params.yaml"
+NAMED = ("architectures", "searches")
+"""Top-level keys of `params.yaml` that are no profile: settings with names, which the profiles refer to."""
 
 
 class ParameterError(ValueError):
@@ -50,6 +52,18 @@ def load(profile: str, path: Path | None = None) -> dict[str, dict[str, Any]]:
 
 def load_all(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """All profiles: `{profile: {group: {name: value}}}`, checked as described at `load`."""
+    every = {key: value for key, value in _read(path).items() if key not in NAMED}
+    path = path or PARAMS
+    first = next(iter(every), "")
+    for profile, groups in every.items():
+        for group, values in (groups or {"": None}).items() if isinstance(groups, dict) else [("", None)]:
+            if not isinstance(values, dict):
+                raise ParameterError(f"{shorten(path)}: {profile}.{group} must be a mapping of names to values")
+        _same_keys(every[first], groups, first, profile, shorten(path))
+    return every
+
+
+def _read(path: Path | None) -> dict[str, Any]:
     path = path or PARAMS
     if not path.is_file():
         raise ParameterError(f"{shorten(path)}: no such file; restore it with git checkout")
@@ -59,13 +73,16 @@ def load_all(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
         raise ParameterError(f"{shorten(path)}: not valid YAML: {error}") from None
     if not isinstance(every, dict) or not every:
         raise ParameterError(f"{shorten(path)}: expected `profile: group: name: value`")
-    first = next(iter(every))
-    for profile, groups in every.items():
-        for group, values in (groups or {"": None}).items() if isinstance(groups, dict) else [("", None)]:
-            if not isinstance(values, dict):
-                raise ParameterError(f"{shorten(path)}: {profile}.{group} must be a mapping of names to values")
-        _same_keys(every[first], groups, first, profile, shorten(path))
     return every
+
+
+def named(kind: str, family: str, name: str, path: Path | None = None) -> dict[str, Any]:
+    """Named settings, for example `named("architectures", "layout_ldm", "LDM-8")`; notebooks get the name alone."""
+    families = _read(path).get(kind, {})
+    if name not in families.get(family, {}):
+        known = ", ".join(families.get(family, {})) or "none"
+        raise ParameterError(f"{shorten(path or PARAMS)}: no {kind}.{family}.{name}; choose one of {known}")
+    return families[family][name]
 
 
 def _same_keys(one: Any, other: Any, one_at: str, other_at: str, path: str) -> None:
@@ -74,7 +91,8 @@ def _same_keys(one: Any, other: Any, one_at: str, other_at: str, path: str) -> N
     for here, there, at in ((one, other, other_at), (other, one, one_at)):
         missing = [key for key in here if key not in there]
         if missing:
-            raise ParameterError(f"{path}: {at} lacks {', '.join(map(str, missing))}; every profile needs the same keys")
+            names = ", ".join(map(str, missing))
+            raise ParameterError(f"{path}: {at} lacks {names}; every profile needs the same keys")
     for key in one:
         _same_keys(one[key], other[key], f"{one_at}.{key}", f"{other_at}.{key}", path)
 

@@ -35,7 +35,7 @@ def reports(profile: str) -> Path:
 
 
 def metrics(profile: str, name: str) -> Path:
-    """JSON file with the numbers of one notebook, `reports/<profile>/metrics/<name>.json` (`name` as in `detection`)."""
+    """JSON file with one notebook's numbers: `reports/<profile>/metrics/<name>.json`, for example `detection`."""
     return reports(profile) / "metrics" / f"{name}.json"
 
 

@@ -38,7 +38,7 @@ def provenance(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(notebook: str, values: Mapping[str, Any]) -> None:
-    """Print `provenance(notebook, values)`; the last line of a notebook is `provenance.show("05_detection", globals())`."""
+    """Print `provenance(notebook, values)`; a notebook ends with `provenance.show("05_detection", globals())`."""
     for name, value in provenance(notebook, values).items():
         if isinstance(value, dict):
             print(f"{name}:")
@@ -56,7 +56,7 @@ def data_hash() -> str:
 
 
 def commit() -> str:
-    """Hash of the checked-out commit, with `-dirty` if a source of the results differs from it; `unknown` outside Git."""
+    """Hash of the checked-out commit, with `-dirty` if a source of results differs; `unknown` outside Git."""
     try:
         head = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=all", "--", *SOURCES)

@@ -80,9 +80,9 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> NotebookNode:
     try:
         with _environment(live), _tail(live):
             executed = papermill.execute_notebook(
-                notebook, work / notebook.name, dict(values), kernel_name=KERNEL, cwd=notebook.parent,
-                progress_bar=False, log_output=False,
-                record_timing=False, shutdown_kernel="immediate", config=_kernel_config())
+                notebook, work / notebook.name, dict(values), kernel_name=KERNEL, language="python",
+                cwd=notebook.parent, progress_bar=False, log_output=False, record_timing=False,
+                shutdown_kernel="immediate", config=_kernel_config())
     except papermill.PapermillExecutionError as error:
         kept = _made(paths.scratch() / "failed") / notebook.name
         shutil.move(work / notebook.name, kept)

@@ -16,7 +16,8 @@ metrics, and `runs/<profile>/`, where the notebook finds what earlier stages mad
 writes its own.  The notebook sees both through `dive_lib.paths`.
 
 A combination is skipped if it is done with the same notebook, library, parameters and upstream metrics; so a sweep
-that was stopped goes on where it was, and one with a value more runs that value only.  The table is written after each.
+that was stopped goes on where it was, and one with a value more runs that value only.  The table is rewritten each
+time.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from dive_lib import parameters, paths, run
 from dive_lib.files import read_json, write_csv, write_json
 
 LONGEST_LIST = 8
-"""Lists of at most this many numbers (confidence intervals) get a column per item; longer ones are curves, left out."""
+"""Lists up to this long (confidence intervals) get a column per item; longer ones are curves and left out."""
 
 
 def sweep(notebook: str | Path, profile: str, grid: dict[str, list[str]], metrics: str | None = None,
@@ -59,7 +60,8 @@ def sweep(notebook: str | Path, profile: str, grid: dict[str, list[str]], metric
     for number, (point, values) in enumerate(zip(points, resolved), start=1):
         label = ",".join(f"{name}={value}" for name, value in point.items()) or "defaults"
         # A list as value can make the name longer than a file system takes.
-        folder = upstream / "sweeps" / notebook.stem / (label if len(label) < 120 and "/" not in label else _hash(label))
+        short = len(label) < 120 and "/" not in label
+        folder = upstream / "sweeps" / notebook.stem / (label if short else _hash(label))
         key = _hash([state, values])
         done = folder / "done.json"
         if done.is_file() and read_json(done)["key"] == key:
@@ -90,12 +92,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def source_state(notebook: Path, profile: str) -> str:
     """Hash of what a combination's result depends on besides its own parameters.
 
-    The notebook, the library, the parameters of all stages and the metrics of the other stages.
+    The notebook, the library, `params.yaml` (for named settings and earlier stages) and the other stages' metrics.
     """
     digest = hashlib.sha256()
-    for path in [notebook, *sorted((paths.ROOT / "dive_lib").glob("*.py"))]:
+    for path in [notebook, parameters.PARAMS, *sorted((paths.ROOT / "dive_lib").glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(_hash(parameters.load(profile)).encode())
     for path in sorted((paths.reports(profile) / "metrics").glob("*.json")):
         if path.stem != parameters.group_name(notebook):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -131,7 +132,7 @@ def _link(entries: Iterable[Path], into: Path, leave: set[str]) -> None:
 
 
 def split_values(text: str) -> list[str]:
-    """`"50,100"` -> `["50", "100"]`; commas inside brackets, braces or quotes do not separate; `"[1,2],[3]"` has two."""
+    """`"50,100"` -> `["50", "100"]`; commas inside brackets, braces or quotes do not separate."""
     values, depth, quote, start = [], 0, "", 0
     for place, character in enumerate(text):
         if quote:

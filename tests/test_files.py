@@ -45,7 +45,10 @@ def test_temporary_name_keeps_the_suffix_and_is_hidden(tmp_path):
     assert (tmp_path / "figure.png").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("value, error", [({"x": [1.0, float("nan")]}, ValueError), ({"x": [0, object()]}, TypeError)])
+@pytest.mark.parametrize("value, error", [
+    ({"x": [1.0, float("nan")]}, ValueError),
+    ({"x": [0, object()]}, TypeError),
+])
 def test_unwritable_json_names_file_and_place(tmp_path, value, error):
     path = files.write_json(tmp_path / "a.json", 1)
     with pytest.raises(error, match=r"a\.json.*x\.1"):

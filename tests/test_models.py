@@ -7,7 +7,7 @@ from dive_lib import layout_ldm, layout_prior
 from dive_lib.checkpoint import load_tensors, save_model, save_tensors
 from dive_lib.first_stage import FirstStage, reconstruction_loss
 from dive_lib.layout_prior import DecoupledPrior, LayoutPrior
-from dive_lib.parameters import load
+from dive_lib.parameters import load, named
 from dive_lib.schedule import NoiseSchedule, draw_timesteps, evenly_spaced
 from tests import tiny
 
@@ -16,32 +16,35 @@ def millions(module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
-def coco_grid(parameters):
-    classes = tuple(f"class {k}" for k in range(80))
-    return {"classes": classes, "image_size": parameters["data"]["image_size"],
-            "bins": parameters["data"]["bins"], "slots": parameters["data"]["slots"]}
+COCO = {"classes": [f"class {k}" for k in range(80)], "image_size": 256, "bins": 257, "slots": 100}
+
+
+def build(name: str) -> layout_ldm.LayoutLDM:
+    with torch.device("meta"):
+        return layout_ldm.LayoutLDM(COCO, **named("architectures", "layout_ldm", name))
+
+
+def test_the_paper_profile_uses_these_models():
+    paper = load("paper")
+    assert (paper["layout_ldm"]["architecture"], paper["layout_prior"]["architecture"]) == ("LDM-8", "prior-58M")
+    assert {key: paper["data"][key] for key in ("image_size", "bins", "slots")} == {k: COCO[k] for k in
+                                                                                    ("image_size", "bins", "slots")}
 
 
 def test_ldm8_has_the_papers_363_million_parameters():
-    paper = load("paper")
-    with torch.device("meta"):
-        model = layout_ldm.LayoutLDM(coco_grid(paper), **paper["layout_ldm"]["model"])
+    model = build("LDM-8")
     assert millions(model) == pytest.approx(363.1, abs=0.5)
     assert millions(model.unet) == pytest.approx(312.24, abs=0.01)
 
 
 def test_ldm8_s_has_about_65_million_parameters():
-    paper = load("paper")
-    with torch.device("meta"):
-        model = layout_ldm.LayoutLDM(coco_grid(paper), **paper["layout_ldm"]["small_model"])
-    assert millions(model) == pytest.approx(65, abs=0.7)
+    assert millions(build("LDM-8-S")) == pytest.approx(65, abs=0.7)
 
 
 def test_prior_has_the_papers_58_million_parameters():
-    paper = load("paper")
-    vocabulary = paper["layout_ldm"]["model"]["vocabulary"]
+    vocabulary = named("architectures", "layout_ldm", "LDM-8")["vocabulary"]
     with torch.device("meta"):
-        model = LayoutPrior(coco_grid(paper), vocabulary, **paper["layout_prior"]["model"])
+        model = LayoutPrior(COCO, vocabulary, **named("architectures", "layout_prior", "prior-58M"))
     assert millions(model) == pytest.approx(58, abs=1)
 
 

@@ -1,5 +1,6 @@
 """Source notebooks: stripped, short, with one parameters cell, and free of what belongs to one machine."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import nbformat
 import pytest
 
 from dive_lib import paths
-from dive_lib.parameters import declared
 
 MOST_CODE_CELLS = 22
 LONGEST_CELL = 30
@@ -74,10 +74,10 @@ def test_every_parameter_has_a_comment():
     for path in sorted(paths.notebooks().glob("*.ipynb")):
         (cell,) = [cell for cell in nbformat.read(path, as_version=4).cells
                    if "parameters" in cell.metadata.get("tags", [])]
-        for name in declared(path):
-            line = next(line for line in cell.source.splitlines() if re.match(rf"{name}\b", line))
-            statement = cell.source[cell.source.index(line):].split("\n")
-            assert any("#" in text for text in statement[:3]), f"{path.name}: {name} has no comment"
+        lines = cell.source.splitlines()
+        for statement in ast.parse(cell.source).body:
+            own = lines[statement.lineno - 1:statement.end_lineno]
+            assert any("#" in line for line in own), f"{path.name}: no comment beside `{own[0]}`"
 
 
 GOOD = ['profile = "smoke"  # size\nsteps = 1  # steps', "print(profile, steps)"]

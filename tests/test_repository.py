@@ -11,7 +11,7 @@ from dive_lib import paths
 
 ROOT = paths.ROOT
 LONGEST_MODULE = 350
-LONGEST_LINE = 110
+LONGEST_LINE = 120
 # Folders of a machine on which something was made; not after a letter, so addresses and relative paths pass.
 MACHINE_PATH = re.compile(r"(?<![\w.:~/+-])/(?:work|root|home|tmp|Users)/(?!\.\.\.)")
 IMAGE = re.compile(r"(?:base64,|\"image/png\": \")[A-Za-z0-9+/=\\n]+")
@@ -59,7 +59,8 @@ def test_nothing_is_left_open():
 
 def test_lines_are_readable():
     long = [f"{name}:{number}" for name in python_files()
-            for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1) if len(line) > LONGEST_LINE]
+            for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1)
+            if len(line) > LONGEST_LINE]
     assert long == []
 
 
@@ -100,7 +101,9 @@ def test_makefile_has_its_targets_and_explains_them():
 
 
 @pytest.mark.parametrize("target, command", [
-    ("repro", "dvc repro report@mini"), ("test", "pytest --nbval-lax --nbval-current-env notebooks"), ("lab", "jupyter lab"),
+    ("repro", "dvc repro report@mini"),
+    ("test", "pytest --nbval-lax --nbval-current-env notebooks"),
+    ("lab", "jupyter lab"),
 ])
 def test_make_targets_set_up_and_run(target, command):
     """On a machine without `.venv` each target makes it first; `make -W` asks as if the lock had just changed."""

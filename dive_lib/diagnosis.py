@@ -1,0 +1,140 @@
+"""Diagnosis: do the losses prefer the truth, and where inversion fails, did the search or the model fail?"""
+
+import torch
+
+from dive_lib.evaluation import coco_average_precision
+from dive_lib.layout import LayoutGrid, shuffle_slots
+from dive_lib.layout_ldm import LayoutLDM
+from dive_lib.objective import Objective, Pairs
+from dive_lib.vocabulary import LayoutVocabulary
+
+
+def corruptions(tokens: torch.Tensor, grid: LayoutGrid, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Wrong layouts of the same images, each (B, N, 5): what a detector must tell from the truth (B, N, 5)."""
+    first = _first_objects(tokens, grid)
+    rows = torch.arange(len(tokens))
+    dropped = tokens.clone()
+    dropped[rows, first] = grid.none_tokens
+    return {"empty": grid.empty(len(tokens)), "moved_16px": moved(tokens, grid, 16), "moved_4px": moved(tokens, grid, 4),
+            "wrong_class": wrong_class(tokens, grid, generator), "one_dropped": dropped}
+
+
+def moved(tokens: torch.Tensor, grid: LayoutGrid, pixels: float) -> torch.Tensor:
+    """All boxes moved sideways by `pixels`: to the right where there is room, otherwise to the left."""
+    present = (tokens != grid.none_tokens).all(-1)
+    bins = max(1, round(pixels / grid.pixels_per_bin))
+    room = (torch.where(present, tokens[..., 3], 0).amax(1) + bins) < grid.bins
+    step = torch.where(room, bins, -bins)[:, None]
+    result = tokens.clone()
+    for field in (1, 3):
+        result[..., field] = torch.where(present, (tokens[..., field] + step).clamp(0, grid.bins - 1), tokens[..., field])
+    return result
+
+
+def wrong_class(tokens: torch.Tensor, grid: LayoutGrid, generator: torch.Generator) -> torch.Tensor:
+    """One object of each layout gets another class."""
+    first, rows = _first_objects(tokens, grid), torch.arange(len(tokens))
+    classes = len(grid.classes)
+    offset = torch.randint(1, max(2, classes), (len(tokens),), generator=generator)
+    result = tokens.clone()
+    old = tokens[rows, first, 0]
+    result[rows, first, 0] = torch.where(old < classes, (old + offset) % classes, old)
+    return result
+
+
+def layout_corruptions(tokens: torch.Tensor, grid: LayoutGrid, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Implausible layouts (B, N, 5), for the prior. `shuffled`: coordinates exchanged between layouts, class and box
+    taken apart; `duplicated`: one object twice; `wrong_class`; `illegal`: x1 and x2 exchanged; `empty`."""
+    present = (tokens != grid.none_tokens).all(-1)
+    flat = tokens[present]
+    shuffled = tokens.clone()
+    shuffled[present] = torch.stack([flat[torch.randperm(len(flat), generator=generator), f] for f in range(5)], dim=1)
+    duplicated = tokens.clone()
+    rows, first = torch.arange(len(tokens)), _first_objects(tokens, grid)
+    free = present.float().argmin(1)
+    duplicated[rows, free] = tokens[rows, first]
+    illegal = tokens.clone()
+    illegal[present] = flat[:, [0, 3, 2, 1, 4]]
+    return {"shuffled": shuffled, "duplicated": duplicated, "wrong_class": wrong_class(tokens, grid, generator),
+            "illegal": illegal, "empty": grid.empty(len(tokens))}
+
+
+@torch.no_grad()
+def gap_table(ldm: LayoutLDM, latents: torch.Tensor, truth: torch.Tensor, wrong: dict[str, torch.Tensor], *,
+              ranges: list[tuple[int, int]], draws: int, seed: int) -> list[dict]:
+    """Rise of the image loss by each corruption and range of timesteps: rows for figures.gap_heatmap.
+
+    latents (B, 4, h, w), truth (B, N, 5). Every layout of an image is evaluated on the same `draws` (t, noise).
+    share: of the images in which the corrupted layout has the higher loss.
+    """
+    objective, device = Objective(ldm), ldm.vocabulary.class_table.device
+    rows = []
+    for low, high in ranges:
+        generator = torch.Generator().manual_seed(seed + low)
+        step = max(1, (high - low) // draws)
+        t = torch.arange(low + step // 2, high, step)[:draws]
+        pairs = Pairs.draw(ldm, t, generator)
+        base = objective.losses_per_pair(latents.to(device), truth.to(device), pairs).mean(1)
+        for name, tokens in wrong.items():
+            gap = objective.losses_per_pair(latents.to(device), tokens.to(device), pairs).mean(1) - base
+            rows.append({"corruption": name, "t_low": low, "t_high": high, "true_loss": base.mean().item(),
+                         "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
+    return rows
+
+
+@torch.no_grad()
+def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tensor, wrong: dict[str, torch.Tensor], *,
+                  seed: int, steps: int = 20) -> list[dict]:
+    """Rise of each prior's loss by each corruption, mean over `steps` timesteps, every layout on the same noises."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = shuffle_slots(truth, generator)
+    shape = (len(truth), vocabulary.grid.slots, 5, vocabulary.width)
+    draws = [(25 + 50 * k, torch.randn(shape, generator=generator)) for k in range(steps)]
+    rows = []
+    for name, prior in priors.items():
+        device = prior.scale.device
+        table = vocabulary.to(device)
+
+        def loss(tokens):
+            embeddings = table(tokens.to(device))
+            return sum(prior.loss(embeddings, torch.full((len(tokens),), t, device=device), noise.to(device))
+                       for t, noise in draws) / steps
+
+        base = loss(truth)
+        for corruption, tokens in wrong.items():
+            gap = loss(tokens) - base
+            rows.append({"prior": name, "corruption": corruption, "true_loss": base.mean().item(),
+                         "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
+    return rows
+
+
+def failures(found: torch.Tensor, true: torch.Tensor, perfect: list[bool]) -> dict:
+    """Why images are imperfect. found, true (B,): the objective of the found and of the true layout.
+
+    Search failure: the truth has the lower loss and was not found. Model failure: what was found has the lower loss.
+    """
+    worse = (found > true).tolist()
+    imperfect = [k for k, good in enumerate(perfect) if not good]
+    search = sum(worse[k] for k in imperfect)
+    count = max(1, len(imperfect))
+    return {"perfect": sum(perfect), "imperfect": len(imperfect), "search_failures": search,
+            "model_failures": len(imperfect) - search, "search_failure_share": search / count,
+            "mean_found": found.mean().item(), "mean_true": true.mean().item()}
+
+
+def perfect_images(ground_truth: dict, detections: list[dict], image_ids: list[int]) -> list[bool]:
+    """Whether an image's detections are exactly its objects: IoU of at least 0.5, right class, none in excess."""
+    result = []
+    for image_id in image_ids:
+        own = [d | {"score": 1.0} for d in detections if d["image_id"] == image_id]
+        objects = [a for a in ground_truth["annotations"] if a["image_id"] == image_id and not a.get("iscrowd", 0)]
+        exact = len(own) == len(objects)
+        if exact and objects:
+            exact = coco_average_precision(ground_truth, own, [image_id])["AP50"] == 100
+        result.append(bool(exact))
+    return result
+
+
+def _first_objects(tokens: torch.Tensor, grid: LayoutGrid) -> torch.Tensor:
+    """(B,) slot of each layout's first object (0 where there is none)."""
+    return (tokens != grid.none_tokens).all(-1).float().argmax(1)

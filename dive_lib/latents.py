@@ -1,0 +1,69 @@
+"""What models train on: latents of a split, computed once and kept on disk, and its layouts as tokens."""
+
+from pathlib import Path
+
+import torch
+
+from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
+from dive_lib.coco import CocoLayouts
+from dive_lib.first_stage import FirstStage
+from dive_lib.layout import LayoutGrid, shuffle_slots
+from dive_lib.progress import Progress
+
+
+def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Path, *, batch: int = 64,
+                   shard: int = 4096, label: str = "latents") -> torch.Tensor:
+    """(n, 4, h, w) standardised latents of all images of a split, in its order.
+
+    Written in shards of `shard` images under a name made of the first stage's weights and the list of images, so
+    that a stopped run continues and another first stage or split never meets an old cache.
+    """
+    identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size,
+                           [layouts.image_id(i) for i in range(len(layouts))])
+    device = first_stage.latent_mean.device
+    parts = []
+    with Progress(len(layouts), label, unit="images") as progress:
+        for start in range(0, len(layouts), shard):
+            path = Path(directory) / f"{identity}-{start:07d}.safetensors"
+            stop = min(start + shard, len(layouts))
+            if not path.exists():
+                save_tensors(path, {"latents": _encode(first_stage, layouts, range(start, stop), batch, device)})
+            parts.append(load_tensors(path)[0]["latents"])
+            progress.update(stop - start)
+    return torch.cat(parts)
+
+
+def load_images(layouts: CocoLayouts, indices) -> torch.Tensor:
+    """(B, 3, S, S) images in [-1, 1]."""
+    return torch.stack([layouts.load_image(int(i)) for i in indices])
+
+
+@torch.no_grad()
+def _encode(first_stage, layouts, indices, batch, device):
+    parts = [first_stage.encode(load_images(layouts, indices[k:k + batch]).to(device)).cpu()
+             for k in range(0, len(indices), batch)]
+    return torch.cat(parts)
+
+
+class LayoutTokens:
+    """The layouts of a split as tokens. Objects come in a new order at every draw.
+
+    Images with more objects than slots give another random subset of them at every draw.
+    """
+
+    def __init__(self, layouts: CocoLayouts, grid: LayoutGrid):
+        self.layouts, self.grid = layouts, grid
+        first = torch.Generator().manual_seed(0)
+        self.tokens = torch.stack([grid.encode(*layouts.draw(i, first)) for i in range(len(layouts))])
+        self.overfull = {i for i in range(len(layouts)) if len(layouts.class_ids(i)) > grid.slots}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def draw(self, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """(B, N, 5) tokens of images indices (B,), slots shuffled."""
+        tokens = self.tokens[indices].clone()
+        for row, index in enumerate(indices.tolist()):
+            if index in self.overfull:
+                tokens[row] = self.grid.encode(*self.layouts.draw(index, generator))
+        return shuffle_slots(tokens, generator)

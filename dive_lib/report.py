@@ -1,0 +1,154 @@
+"""The numbers of the report: metrics files, the README's results table, summaries of layouts.
+
+`reports/<profile>/metrics.json` holds every headline number of a profile, `timings.json` the seconds, which
+differ from run to run. The README's table stands between two markers and is generated from the former:
+
+    python -m dive_lib.report [PROFILE]
+"""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dive_lib import paths
+from dive_lib.files import merge_json, read_json, write_text
+from dive_lib.layout import LayoutGrid
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "DIVE, best search",
+           "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
+           "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
+"""Rows of the results table: key in metrics["detection"] -> name."""
+
+PAPER_TABLE_3 = {
+    "dive": {"AP": 10.3, "AP50": 14.0, "AP75": 11.5},
+    "without_prior": {"AP": 6.7, "AP50": 10.6, "AP75": 6.2},
+    "without_in_vocabulary": {"AP": 4.6, "AP50": 5.6, "AP75": 4.8},
+    "without_both": {"AP": 3.2, "AP50": 5.4, "AP75": 3.2},
+    "decoupled_prior": {"AP": 9.0, "AP50": 12.4, "AP75": 9.2},
+}
+"""DIVE, Table III: 100 images of COCO 2017, percent."""
+
+PAPER_TABLE_1 = ({"steps": 400, "AP": 5.7, "minutes": 18}, {"steps": 1000, "AP": 6.4, "minutes": 45},
+                 {"steps": 2000, "AP": 7.1, "minutes": 90}, {"steps": 4000, "AP": 7.2, "minutes": 180})
+"""DIVE, Table I: 500 images of COCO 2017, minutes per image on one RTX 3090."""
+
+
+def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> dict:
+    """Merges {section: values} into a metrics file, atomically, and returns the whole file's content.
+
+    section: a key, or keys joined by dots, such as "detection.dive". Floats are rounded to 4 decimals, and keys
+    sorted, so the file does not depend on the order of the stages. Other sections stay; within the section,
+    values replace those of the same key. Raises ValueError for NaN and infinity.
+    """
+    if not section or not all(section.split(".")):
+        raise ValueError(f"{paths.shorten(path)}: section {section!r} is not a key or keys joined by dots")
+    update = _rounded(values)
+    for key in reversed(section.split(".")):
+        update = {key: update}
+    return merge_json(path, update)
+
+
+update_timings = update_metrics
+"""The same for `timings.json`: values are seconds, which differ from run to run and so stand apart."""
+
+
+def results_table(metrics: Mapping) -> str:
+    """The README's Markdown table from the content of metrics.json; absent rows are left out.
+
+    Forward-equivalents are means per image.
+    """
+    header = ["", "AP [95 % interval]", "AP50", "images", "forward-equivalents per image",
+              "paper, COCO: AP / AP50"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for key, name in METHODS.items():
+        row = metrics.get("detection", {}).get(key)
+        if row is None:
+            continue
+        interval = row.get("AP_ci95")
+        paper = PAPER_TABLE_3.get(key)
+        cells = [f"**{row['AP']:.1f}**" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""),
+                 f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['forward_equivalents']:,.0f}",
+                 f"{paper['AP']:.1f} / {paper['AP50']:.1f}" if paper else "\N{EN DASH}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ablation_rows(metrics: Mapping) -> list[dict]:
+    """The same rows for `figures.ablation_bars`."""
+    rows = []
+    for key, name in METHODS.items():
+        row = metrics.get("detection", {}).get(key)
+        if row is not None:
+            paper = {f"paper_{k}": v for k, v in PAPER_TABLE_3.get(key, {}).items()}
+            rows.append({"name": name, **{k: row.get(k) for k in ("AP", "AP50", "AP_ci95")}, **paper})
+    return rows
+
+
+def update_readme(readme_path: str | os.PathLike, metrics: Mapping) -> Path:
+    """Replaces what stands between the markers by `results_table`, atomically. ValueError without markers."""
+    text = Path(readme_path).read_text(encoding="utf-8")
+    first, last = _block(text, paths.shorten(readme_path))
+    return write_text(readme_path, f"{text[:first]}\n{results_table(metrics)}\n{text[last:]}")
+
+
+def readme_matches(readme_text: str, metrics: Mapping) -> bool:
+    """Whether the README shows exactly these metrics. Raises ValueError without markers."""
+    first, last = _block(readme_text, "README")
+    return readme_text[first:last].strip() == results_table(metrics)
+
+
+def layout_summary(layouts: Iterable, grid: LayoutGrid) -> dict[str, np.ndarray]:
+    """What `figures.layout_statistics` compares, of tokens (L, N, 5); only legal, complete objects count.
+
+    objects (L,) per layout; classes (K,) share of all objects; class_height (K,) mean, NaN without objects;
+    width, height, bottom (n,) in pixels of the model input; co_occurrence (K, K) share of all pairs.
+    """
+    decoded = [grid.decode(tokens) for tokens in layouts]
+    k = len(grid.classes)
+    boxes = np.concatenate([layout.boxes_xyxy.numpy().reshape(-1, 4) for layout in decoded])
+    classes = np.concatenate([layout.class_ids.numpy().reshape(-1) for layout in decoded]).astype(int)
+    pairs = np.zeros((k, k))
+    for layout in decoded:
+        counts = np.bincount(layout.class_ids.numpy(), minlength=k)
+        pairs += np.outer(counts, counts) - np.diag(counts)
+    number = np.bincount(classes, minlength=k)
+    height = boxes[:, 3] - boxes[:, 1]
+    with np.errstate(invalid="ignore"):
+        class_height = np.bincount(classes, height, minlength=k) / number
+    return {"objects": np.array([len(layout) for layout in decoded]), "class_height": class_height,
+            "classes": number / max(1, number.sum()), "co_occurrence": pairs / max(1.0, pairs.sum()),
+            "width": boxes[:, 2] - boxes[:, 0], "height": height, "bottom": boxes[:, 3]}
+
+
+def _block(text: str, name: str) -> tuple[int, int]:
+    """Where the text between the markers begins and ends."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{name}: the results table needs one {BEGIN} before it, one {END} after it")
+    return text.index(BEGIN) + len(BEGIN), text.index(END)
+
+
+def _rounded(value):
+    if isinstance(value, Mapping):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_rounded(entry) for entry in value]
+    return round(value, 4) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m dive_lib.report", description="Updates the README's table.")
+    parser.add_argument("profile", nargs="?", default="mini", help="of reports/<profile>/metrics.json")
+    profile = parser.parse_args(arguments).profile
+    update_readme(paths.ROOT / "README.md", read_json(paths.reports(profile) / "metrics.json"))
+    print(f"README.md: results of profile {profile}")
+
+
+if __name__ == "__main__":
+    main()
