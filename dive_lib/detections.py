@@ -2,8 +2,8 @@
 
 A run is described by one JSON-serialisable `spec`, so that any number of processes or machines can work on it:
 
-    python -m dive_lib.detections runs/mini/detection/dive --shard 0/2
-    python -m dive_lib.detections runs/mini/detection/dive --shard 1/2
+    python -m dive_lib.detections FOLDER --shard 0/2
+    python -m dive_lib.detections FOLDER --shard 1/2
 
 Each image's result is one JSON file that appears in one atomic step; started again, a run does what is missing. A
 result never depends on the shard or the batch that it was computed in. A folder belongs to one spec: results of
@@ -12,6 +12,7 @@ another spec are refused.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -67,9 +68,12 @@ def prepare(directory: Path | str, spec: dict) -> Path:
 def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "detection") -> list[dict]:
     """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
 
-    Each process gets its share of the processor cores. Raises RuntimeError with a process's last words if it fails.
+    Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
+    empties `directory` before a stage starts, and a stopped run must not lose what it has. Each process gets its
+    share of the processor cores. Raises RuntimeError with a process's last words if one fails.
     """
-    directory = prepare(directory, spec)
+    target, directory = Path(directory), paths.scratch() / "detection" / checkpoint.fingerprint(spec)
+    prepare(directory, spec)
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
     commands = [[sys.executable, "-m", "dive_lib.detections", str(directory), "--shard", f"{k}/{workers}"]
@@ -92,7 +96,11 @@ def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "de
             process.terminate()
             process.wait()
             process.stderr.close()
-    return collect(directory)
+    results = collect(directory)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
+    shutil.rmtree(directory)
+    return results
 
 
 def collect(directory: Path | str) -> list[dict]:

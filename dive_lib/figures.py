@@ -47,7 +47,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorator: draws under `STYLE`, and forgets the figure in pyplot."""
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
-        with mpl.rc_context(STYLE):
+        with plt.style.context(["default", STYLE]):
             figure = draw(*args, **kwargs)
             plt.close(figure)
             return figure
@@ -59,7 +59,7 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int = 130) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path.name}: figures are saved as .png; change the suffix")
-    with mpl.rc_context(STYLE), atomic_path(path) as temporary:
+    with plt.style.context(["default", STYLE]), atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
     return path
 
@@ -221,13 +221,14 @@ def gap_heatmap(rows: Sequence[Mapping]) -> Figure:
         gap = f"{1000 * row['gap']:+.1f}".replace("-", "\N{MINUS SIGN}").replace("\N{MINUS SIGN}0.0", "+0.0")
         axis.text(j, i, f"{gap}\n{100 * row['share']:.0f} %", ha="center", va="center", fontsize=10,
                   color="white" if abs(row["share"] - 0.5) > 0.37 else INK)
-    image = _heat(axis, share, [f"{low}\N{EN DASH}{high}" for low, high in ranges], names, FOUND, 100)
+    image = heat(axis, share, [f"{low}\N{EN DASH}{high}" for low, high in ranges], names, FOUND, 100)
     axis.set(xlabel="timesteps", title="loss above the true layout's, times 1000, and share of scenes")
-    _colour_bar(figure, image, axis, "scenes where the true\nlayout is preferred, percent")
+    colour_bar(figure, image, axis, "scenes where the true\nlayout is preferred, percent")
     return figure
 
 
-def _heat(axis, values, columns, rows, cmap, top):
+def heat(axis, values, columns, rows, cmap, top):
+    """A labelled matrix from 0 to `top`; values (rows, columns)."""
     image = axis.imshow(values, cmap=cmap, vmin=0, vmax=top, aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
@@ -237,7 +238,8 @@ def _heat(axis, values, columns, rows, cmap, top):
     return image
 
 
-def _colour_bar(figure, image, axes, label):
+def colour_bar(figure, image, axes, label):
+    """The scale of a `heat` beside the axes."""
     figure.colorbar(image, ax=axes, pad=0.02, label=label).outline.set_visible(False)
 
 
@@ -273,49 +275,6 @@ def monitor_scatter(true_losses: Sequence[float], found_losses: Sequence[float],
 
 
 @styled
-def layout_statistics(real: Mapping, sampled: Mapping, classes: Sequence[str]) -> Figure:
-    """Real layouts beside sampled ones in small multiples; both as `report.layout_summary` gives them."""
-    figure, axes = plt.subplots(2, 3, figsize=(8, 5.2))
-    pair = (("real", real, GREY, -0.2), ("sampled from the prior", sampled, BLUE, 0.2))
-    most = max(int(max(d["objects"], default=0)) for d in (real, sampled))
-    for name, data, colour, shift in pair:
-        share = np.bincount(np.asarray(data["objects"], dtype=int), minlength=most + 1)
-        share = 100 * share / max(1, share.sum())
-        axes[0, 0].bar(np.arange(most + 1) + shift, share, 0.4, color=colour, label=name)
-        axes[0, 1].bar(np.arange(len(classes)) + shift, 100 * np.asarray(data["classes"]), 0.4, color=colour)
-        axes[0, 2].plot(data["class_height"], "o-" if shift > 0 else "s--", color=colour)
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].set(xlabel="objects per layout", ylabel="layouts, percent")
-    axes[0, 1].set(xlabel="class", ylabel="objects, percent")
-    axes[0, 2].set(xlabel="class", ylabel="mean height, px")
-    for axis in axes[0, 1:]:
-        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=9)
-    names = {"width": "box width", "height": "box height", "bottom": "lower edge of the box"}
-    for axis, (key, label) in zip(axes[1], names.items()):
-        edges = _edges(np.concatenate([real[key], sampled[key]]))
-        for _, data, colour, shift in pair:
-            share, _ = np.histogram(data[key], edges)
-            axis.stairs(100 * share / max(1, share.sum()), edges, color=colour, fill=shift < 0, linewidth=1.8,
-                        alpha=0.6 if shift < 0 else 1)
-        axis.set(xlabel=f"{label}, px", ylabel="objects, percent" if key == "width" else "")
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
-
-
-@styled
-def co_occurrence(real: Mapping, sampled: Mapping, classes: Sequence[str]) -> Figure:
-    """Which classes share a layout: the pairs of `layout_summary`, real beside sampled, one colour scale."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True)
-    top = 100 * max(np.max(d["co_occurrence"]) for d in (real, sampled))
-    for axis, data, name in zip(axes, (real, sampled), ("real", "sampled from the prior")):
-        image = _heat(axis, 100 * np.asarray(data["co_occurrence"]), classes, classes, "Blues", top)
-        axis.tick_params(axis="x", rotation=90)
-        axis.set(title=name)
-    _colour_bar(figure, image, axes, "pairs of objects, percent")
-    return figure
-
-
-@styled
 def cost_accuracy(rows: Sequence[Mapping]) -> Figure:
     """AP against cost, a point per method: {name, forward_equivalents per image, AP, AP_ci95 optional}."""
     figure, axis = plt.subplots(figsize=(7, 4.4))
@@ -332,14 +291,6 @@ def cost_accuracy(rows: Sequence[Mapping]) -> Figure:
     axis.margins(0.1)
     figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
     return figure
-
-
-def _edges(values: np.ndarray) -> np.ndarray:
-    """At most 18 bins that each hold equally many of the values that a coordinate grid allows."""
-    distinct = np.unique(values.round(3)) if len(values) else np.zeros(1)
-    unit = np.diff(distinct).min(initial=np.inf) if len(distinct) > 1 else 1.0
-    width = unit * np.ceil((np.ptp(distinct) / unit + 1) / 18)
-    return np.arange(distinct[0] - unit / 2, distinct[-1] + unit / 2 + width, width)
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -22,7 +22,9 @@ from dive_lib.straight_through import complete_objects, nearest_tokens
 class InversionConfig:
     """The settings of Algorithm 1; the defaults are the paper's.
 
-    steps: optimiser steps. batch: pairs per step. lr: AdamW's rate, falling linearly to lr * lr_end.
+    steps: optimiser steps. init_noise: scale of the noise added to the initial embeddings, in standard deviations
+    of the vocabulary; without positions in the encoder all [none] slots are alike, and only noise tells them
+    apart. batch: pairs per step. lr: AdamW's rate, falling linearly to lr * lr_end.
     t_low, t_high, t_interval: the evenly spaced timesteps. fixed_pairs: one fixed noise per timestep, as in the
     published classification code, or fresh noise at every draw, as in the text. in_vocabulary: equation 6, or
     v' = v. metric: "cosine" or "l2". complete_from: share of the steps after which half objects are completed or
@@ -32,6 +34,7 @@ class InversionConfig:
     """
 
     steps: int = 2000
+    init_noise: float = 0.0
     batch: int = 50
     lr: float = 0.01
     lr_end: float = 1.0
@@ -119,6 +122,9 @@ class _Run:
         self.none = self.vocabulary.grid.none_tokens.to(latents.device)
         tokens = self.ldm.grid.empty(len(latents)) if start is None else start
         self.v = self.vocabulary(tokens.to(latents.device)).detach().clone()
+        if config.init_noise:  # the same for all images
+            noise = torch.randn(self.v.shape[1:], generator=torch.Generator().manual_seed(config.seed + 15485863))
+            self.v = self.v + config.init_noise * self.vocabulary.std * noise.to(latents.device)
         self.moments = [torch.zeros_like(self.v), torch.zeros_like(self.v)]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.monitor = monitor_pairs(objective, config)

@@ -62,8 +62,8 @@ def soft_box_vectors(vocabulary: LayoutVocabulary, side: int, softness: float, r
     """(side^2, 4 d) vectors g: ridge regression of g_c(p) . table_c[k] onto the soft box edge log s(k, p).
 
     For x1, s is a logistic function of (pixel centre - coordinate) / softness in image pixels, and accordingly for
-    the other edges, so that their sum is a soft indicator of the box; [none] gets -2, so that an object without
-    a box attracts no pixel.
+    the other edges, so that their sum is a soft indicator of the box. [none] gets -0.5: an object without a box
+    attracts every pixel a little, and so receives a gradient when inversion starts from [none].
     """
     grid = vocabulary.grid
     centres = (torch.arange(side) + 0.5) * grid.image_size / side
@@ -72,7 +72,7 @@ def soft_box_vectors(vocabulary: LayoutVocabulary, side: int, softness: float, r
     vectors = []
     for field in range(1, 5):
         sign = 1 if field <= 2 else -1
-        target = F.pad(F.logsigmoid(sign * inside).clamp(min=-4), (0, 1), value=-2.0)  # (side, bins + 1)
+        target = F.pad(F.logsigmoid(sign * inside).clamp(min=-4), (0, 1), value=-0.5)  # (side, bins + 1)
         table = vocabulary.table(field)
         scale = table.square().mean() * len(table)
         gram = table.T @ table + ridge * scale * torch.eye(table.shape[1])

@@ -1,4 +1,4 @@
-"""The numbers of the report: metrics files, the README's results table, summaries of layouts.
+"""The numbers of the report: metrics files, the README's results table.
 
 `reports/<profile>/metrics.json` holds every headline number of a profile, `timings.json` the seconds, which
 differ from run to run. The README's table stands between two markers and is generated from the former:
@@ -8,14 +8,11 @@ differ from run to run. The README's table stands between two markers and is gen
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from dive_lib import paths
 from dive_lib.files import merge_json, read_json, write_text
-from dive_lib.layout import LayoutGrid
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -41,8 +38,8 @@ PAPER_TABLE_1 = ({"steps": 400, "AP": 5.7, "minutes": 18}, {"steps": 1000, "AP":
 def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> dict:
     """Merges {section: values} into a metrics file, atomically, and returns the whole file's content.
 
-    section: a key, or keys joined by dots, such as "detection.dive". Floats are rounded to 4 decimals, and keys
-    sorted, so the file does not depend on the order of the stages. Other sections stay; within the section,
+    section: a key, or keys joined by dots, such as "detection.dive". Floats are rounded to 4 decimals and
+    keys sorted, so the order of the stages leaves no trace. Other sections stay; within the section,
     values replace those of the same key. Raises ValueError for NaN and infinity.
     """
     if not section or not all(section.split(".")):
@@ -51,6 +48,14 @@ def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> di
     for key in reversed(section.split(".")):
         update = {key: update}
     return merge_json(path, update)
+
+
+def write_metrics(path: str | os.PathLike, sections: Mapping) -> None:
+    """Writes a metrics file afresh: what no section holds any more is gone. Rounded and sorted as by update_metrics."""
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    for name, values in sections.items():
+        update_metrics(path, name, values)
 
 
 update_timings = update_metrics
@@ -62,7 +67,7 @@ def results_table(metrics: Mapping) -> str:
 
     Forward-equivalents are means per image.
     """
-    header = ["", "AP [95 % interval]", "AP50", "images", "forward-equivalents per image",
+    header = ["method", "AP [95 % interval]", "AP50", "images", "forward-equivalents per image",
               "paper, COCO: AP / AP50"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for key, name in METHODS.items():
@@ -100,29 +105,6 @@ def readme_matches(readme_text: str, metrics: Mapping) -> bool:
     """Whether the README shows exactly these metrics. Raises ValueError without markers."""
     first, last = _block(readme_text, "README")
     return readme_text[first:last].strip() == results_table(metrics)
-
-
-def layout_summary(layouts: Iterable, grid: LayoutGrid) -> dict[str, np.ndarray]:
-    """What `figures.layout_statistics` compares, of tokens (L, N, 5); only legal, complete objects count.
-
-    objects (L,) per layout; classes (K,) share of all objects; class_height (K,) mean, NaN without objects;
-    width, height, bottom (n,) in pixels of the model input; co_occurrence (K, K) share of all pairs.
-    """
-    decoded = [grid.decode(tokens) for tokens in layouts]
-    k = len(grid.classes)
-    boxes = np.concatenate([layout.boxes_xyxy.numpy().reshape(-1, 4) for layout in decoded])
-    classes = np.concatenate([layout.class_ids.numpy().reshape(-1) for layout in decoded]).astype(int)
-    pairs = np.zeros((k, k))
-    for layout in decoded:
-        counts = np.bincount(layout.class_ids.numpy(), minlength=k)
-        pairs += np.outer(counts, counts) - np.diag(counts)
-    number = np.bincount(classes, minlength=k)
-    height = boxes[:, 3] - boxes[:, 1]
-    with np.errstate(invalid="ignore"):
-        class_height = np.bincount(classes, height, minlength=k) / number
-    return {"objects": np.array([len(layout) for layout in decoded]), "class_height": class_height,
-            "classes": number / max(1, number.sum()), "co_occurrence": pairs / max(1.0, pairs.sum()),
-            "width": boxes[:, 2] - boxes[:, 0], "height": height, "bottom": boxes[:, 3]}
 
 
 def _block(text: str, name: str) -> tuple[int, int]:

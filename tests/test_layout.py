@@ -1,3 +1,5 @@
+"""Layouts as tokens: what survives the grid, what is dropped, what is refused."""
+
 import pytest
 import torch
 

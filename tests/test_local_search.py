@@ -1,3 +1,5 @@
+"""The local search, in a world whose answer is known."""
+
 import dataclasses
 
 import torch

@@ -67,7 +67,7 @@ def test_position_attention_starts_as_a_soft_box():
     boxes = model.vocabulary(tiny.layouts()[:1])[:, :, 1:].flatten(2)  # objects: left, right, none
     bias = (boxes @ processor.grid_query.T)[0].view(3, 8, 8)
     assert bias[0, 3, 2] > bias[0, 3, 6] + 1 and bias[1, 4, 6] > bias[1, 4, 1] + 1
-    assert bias[2].max() < bias[0, 3, 2] - 1
+    assert abs(bias[2] + 2).max() < 0.5, "an object without a box attracts every pixel a little"
 
 
 def test_object_order_does_not_matter_with_object_tokens():

@@ -1,3 +1,5 @@
+"""The nearest vocabulary entry, and half objects."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The training loop: resuming, averaging, stopping."""
+
 import csv
 import dataclasses
 import math

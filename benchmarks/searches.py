@@ -1,0 +1,146 @@
+"""Searches for the same objective at about equal forward-equivalents, on the validation split.
+
+    python -m benchmarks.searches --profile mini --images 40
+    python -m benchmarks.searches --only straight_through local
+
+The first row is the paper's optimiser, the reference. A candidate is a row of CANDIDATES; results gather in
+runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is never looked at.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+from dive_lib import checkpoint, dataset, detections, parameters, paths
+from dive_lib.detection_results import evaluate_run, seconds_per_image
+from dive_lib.files import read_json
+from dive_lib.inversion import InversionConfig, monitor_pairs
+
+# name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to
+# the profile's local search, or None. prior: whether the prior takes part. seeds: restarts; the layout with the lowest
+# monitor on common noises is kept, and all restarts and that comparison are counted.
+CANDIDATES = {
+    "straight_through": {"inversion": {"steps": 200}, "search": None, "prior": True},
+    "straight_through_without_prior": {"inversion": {"steps": 200}, "search": None, "prior": False},
+    "two_restarts": {"inversion": {"steps": 100}, "search": None, "prior": True, "seeds": [0, 1]},
+    "four_restarts": {"inversion": {"steps": 50}, "search": None, "prior": True, "seeds": [0, 1, 2, 3]},
+    "larger_batches": {"inversion": {"steps": 100, "batch": 8}, "search": None, "prior": True},
+    "local": {"inversion": None, "search": {}, "prior": False},
+    "local_one_round": {"inversion": None, "search": {"rounds": 1}, "prior": False},
+    "local_then_straight_through": {"inversion": {"steps": 50, "lr": 0.03, "complete_from": 0.0},
+                                    "search": {"rounds": 1}, "prior": True},
+}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--subset", default="tuning", choices=("tuning",), help="the subset of the validation split")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
+    options = parser.parse_args(arguments)
+    data = dataset.load(options.profile)
+    truth, ids = data.annotations("val"), data.subsets[options.subset][:options.images]
+    rows = []
+    for name in options.only:
+        results = measured(name, CANDIDATES[name], options, data, ids)
+        row = evaluate_run(truth, results, ids)
+        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
+                     "forward_equivalents": row["forward_equivalents"],
+                     "prior_forward_equivalents": row["prior_forward_equivalents"],
+                     "seconds_per_image": seconds_per_image(results, options.workers)})
+        print(measure.markdown(rows[-1:]))
+    reference = next((r["forward_equivalents"] for r in rows if r["search"] == "straight_through"), None)
+    for row in rows:
+        row["relative_cost"] = row["forward_equivalents"] / reference if reference else None
+    settings = {"profile": options.profile, "subset": options.subset, "split": "val", "images": len(ids),
+                "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
+    weights = checkpoint.fingerprint(paths.runs(options.profile) / "layout_ldm" / "weights.safetensors")
+    return measure.save("searches", settings, rows, folder=options.out, weights=weights)
+
+
+def specification(candidate: dict, seed: int, profile: str, data: dataset.Dataset, ids: list[int]) -> dict:
+    """The run of one seed: the profile's settings with the candidate's changes."""
+    settings, runs = parameters.load(profile)["detection"], paths.runs(profile)
+    inversion, search = settled(candidate, settings, seed)
+    prior = [paths.shorten(runs / "layout_prior")] if candidate["prior"] else []
+    return detections.make_spec(
+        data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
+        first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
+        objective={"weight": settings["prior_weight"], "reduction": settings["reduction"]}, inversion=inversion,
+        search=search, batch=settings["batch"])
+
+
+def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, dict | None]:
+    """(inversion, search) settings of a candidate; settings: the profile's group `detection`."""
+    inversion, search = candidate["inversion"], candidate["search"]
+    if inversion is not None:
+        base = parameters.named("searches", "straight_through", settings["search"])
+        inversion = base | {"steps": settings["steps"]} | inversion | {"seed": seed}
+    if search is not None:
+        search = parameters.named("searches", "local", settings["best_search"]) | search | {"seed": seed}
+    return inversion, search
+
+
+def measured(name: str, candidate: dict, options: argparse.Namespace, data: dataset.Dataset,
+             ids: list[int]) -> list[dict]:
+    """Results of a candidate, one per image; of restarts, the best per image."""
+    restarts = []
+    for seed in candidate.get("seeds", [0]):
+        folder = paths.runs(options.profile) / "benchmarks" / (f"{name}_seed{seed}" if "seeds" in candidate else name)
+        spec = specification(candidate, seed, options.profile, data, ids)
+        restarts.append(finished(folder, spec) or
+                        detections.run(folder, spec, workers=options.workers, label=f"{name}, seed {seed}"))
+    if len(restarts) == 1:
+        return restarts[0]
+    runner = detections.Runner(specification(candidate, candidate["seeds"][0], options.profile, data, ids))
+    return best_of(restarts, common_monitor(runner, restarts), len(monitor_pairs(runner.objective, runner.config)))
+
+
+def finished(folder: Path, spec: dict) -> list[dict] | None:
+    """The results of an earlier run of the same spec, where all are there."""
+    try:
+        return detections.collect(folder) if read_json(folder / "spec.json") == spec else None
+    except FileNotFoundError:
+        return None
+
+
+def common_monitor(runner: detections.Runner, restarts: list[list[dict]]) -> list[list[float]]:
+    """The objective of each restart's layouts on one set of noises: [restart][image].
+
+    A run's own monitor does not do: its noises depend on its seed, and their differences exceed those of layouts.
+    """
+    pairs = monitor_pairs(runner.objective, InversionConfig(**vars(runner.config)))
+    ids = [result["image_id"] for result in restarts[0]]
+    values: list[list[float]] = [[] for _ in restarts]
+    for start in range(0, len(ids), 40):
+        latents = runner.latents(ids[start:start + 40])
+        for row, results in zip(values, restarts):
+            tokens = torch.tensor([result["tokens"] for result in results[start:start + 40]]).to(latents.device)
+            row.extend(runner.objective.evaluate(latents, tokens, pairs).tolist())
+    return values
+
+
+def best_of(restarts: list[list[dict]], monitors: list[list[float]], monitor_size: int) -> list[dict]:
+    """Per image the restart with the lowest monitor, with the cost and the seconds of all restarts.
+
+    monitor_size: forward passes per layout that the comparison took.
+    """
+    chosen = []
+    for k, results in enumerate(zip(*restarts)):
+        best = min(range(len(results)), key=lambda r: monitors[r][k])
+        cost = {key: sum(result["cost"][key] for result in results) for key in results[0]["cost"]}
+        extra = monitor_size * len(results)
+        cost["forward"] += extra
+        cost["forward_equivalents"] += extra
+        chosen.append(results[best] | {"cost": cost, "seconds": sum(result["seconds"] for result in results),
+                                       "monitor": monitors[best][k]})
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The benchmarks run at their smallest settings and write what they promise. Nothing is timed here."""
+
+import torch
+
+from benchmarks import architecture_ablation, full_size, inversion_cost, measure, searches
+from benchmarks.full_size_models import Models
+from dive_lib import parameters
+from dive_lib.files import read_json
+from dive_lib.inversion import InversionConfig
+from dive_lib.layout_ldm import LayoutLDM
+from dive_lib.local_search import SearchConfig
+from dive_lib.objective import Objective
+from tests import tiny
+
+
+def test_full_size_runs_reduced_and_says_so(tmp_path, capsys):
+    full_size.main(["--device", "cpu", "--size", "tiny", "--precisions", "fp32", "--repeats", "1", "--modes",
+                    "eager", "graph", "--out", str(tmp_path)])
+    assert "REDUCED SIZE" in capsys.readouterr().out
+    result = read_json(tmp_path / "full_size.json")
+    assert result["reduced"] is True
+    assert {"machine", "torch", "threads", "matrix_tflops", "settings"} <= result.keys()
+    done = {row["step"] for row in result["rows"] if "failed" not in row}
+    assert {"LDM inversion", "LDM training", "prior inversion", "DiT inversion"} <= done
+    assert any(step.startswith("DIVE loop") for step in done)
+    for row in result["rows"]:
+        if "failed" in row:
+            assert row["mode"] == "graph" and "accelerator" in row["failed"]
+        else:
+            assert {"ms", "peak_gib", "tflops", "share_of_matrix_rate", "gflop", "batch"} <= row.keys()
+            assert row["ms"] > 0 and row["gflop"] > 0 and "minutes_per_image_at_the_papers_setting" not in row
+
+
+def test_flops_are_counted_on_the_meta_device():
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    assert measure.flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    once, twice = ({name: measure.flops(build()) for name, build in Models("tiny", "fp32", "meta", images=n)
+                    .steps().items()} for n in (1, 2))
+    assert twice["LDM inversion"] == 2 * once["LDM inversion"] and twice["DiT inversion"] == 2 * once["DiT inversion"]
+
+
+def test_inversion_steps_reach_the_condition():
+    for precision in ("fp32", "bf16_autocast", "bf16"):
+        models = Models("tiny", precision, "cpu", images=2)
+        for name in ("LDM inversion", "prior inversion", "DiT inversion"):
+            torch.manual_seed(3)
+            gradient = models.steps()[name]()()
+            assert len(gradient) == 2 and torch.isfinite(gradient).all(), (precision, name)
+            assert gradient.abs().amax() > 0, (precision, name)
+
+
+def test_inversion_cost_rows(capsys):
+    options = type("Options", (), {"batches": [1, 2, 40], "repeats": 1, "no_compile": True, "steps": 4})
+    inversion = {"steps": 4, "batch": 2, "lr": 0.2, "t_interval": 200, "fixed_pairs": True, "monitor_pairs": 2,
+                 "monitor_every": 2}
+    objective = tiny.objective()
+    rows = inversion_cost.loop_rows(objective, tiny.latents(3), inversion, options)
+    assert [r["images_at_once"] for r in rows] == [1, 2, 2, 2]
+    without = rows[2]
+    assert without["reused_per_image"] == 0
+    assert all(r["forward_equivalents_per_image"] <= without["forward_equivalents_per_image"] for r in rows)
+    rows = inversion_cost.gradient_rows(objective, tiny.latents(3), InversionConfig(**inversion), options)
+    assert [r["forward_equivalents_per_image"] for r in rows[:2]] == [2 * 2 * 4, 3 * 2 * 4]
+    assert rows[2]["skipped"] == "--no-compile"
+    assert not any(p.requires_grad for p in objective.ldm.parameters())
+    assert "| what |" in measure.markdown(rows)
+
+
+def test_candidates_are_valid_searches():
+    settings = parameters.load("mini")["detection"]
+    for name, candidate in searches.CANDIDATES.items():
+        inversion, search = searches.settled(candidate, settings, seed=3)
+        assert inversion is not None or search is not None, name
+        assert InversionConfig(**inversion or {"seed": 3}).seed == SearchConfig(**search or {"seed": 3}).seed == 3
+
+
+def test_best_of_restarts_takes_the_lowest_monitor_and_counts_all():
+    def results(name):
+        return [{"image_id": k, "tokens": [name], "seconds": 1.0,
+                 "cost": {"forward": 10, "backward": 5, "forward_equivalents": 15}} for k in range(2)]
+
+    chosen = searches.best_of([results("a"), results("b")], [[0.1, 0.5], [0.2, 0.4]], monitor_size=3)
+    assert [r["tokens"] for r in chosen] == [["a"], ["b"]]
+    assert chosen[0]["cost"] == {"forward": 26, "backward": 10, "forward_equivalents": 36}
+    assert chosen[0]["seconds"] == 2.0
+
+
+def test_restarts_are_compared_on_common_noises():
+    class Runner:
+        objective, config = Objective(tiny.layout_ldm()), InversionConfig(monitor_pairs=2, seed=0)
+
+        def latents(self, ids):
+            return tiny.latents()
+
+    same = [{"image_id": k, "tokens": t.tolist()} for k, t in enumerate(tiny.layouts())]
+    first, second = searches.common_monitor(Runner(), [same, same])
+    assert first == second
+
+
+def test_variants_build_and_change_only_what_they_name():
+    published = LayoutLDM(tiny.GRID, **architecture_ablation.architecture(
+        architecture_ablation.VARIANTS["published_encoder"], "tiny"))
+    tokens = tiny.layouts()
+    assert published.context(published.vocabulary(tokens)).shape[1] == 5 * tiny.GRID.slots
+    base = parameters.named("architectures", "layout_ldm", "mini")
+    assert architecture_ablation.architecture(architecture_ablation.VARIANTS["mini"], "mini") == base
+    without = architecture_ablation.architecture(architecture_ablation.VARIANTS["without_position_attention"], "mini")
+    assert without == base | {"position_attention": False}
+    table = [{"t_low": low, "t_high": high, "corruption": "empty", "true_loss": 1.0, "gap": low, "share": 0.5}
+             for low, high in architecture_ablation.RANGES]
+    assert architecture_ablation.summary(table)["empty_gap"] == architecture_ablation.SUMMARY[0]

@@ -1,0 +1,145 @@
+"""Detection runs on tiny models: shards, interruption, scores and what shorter runs would have given."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dive_lib import dataset, detections, glyphs, paths
+from dive_lib.checkpoint import save_model
+from dive_lib.detection_results import detections_of, early_stopping_table, ended_at, evaluate_run
+from dive_lib.files import read_json
+from tests import tiny
+from tests.test_models import first_stage
+
+SETTINGS = {"steps": 8, "batch": 2, "lr": 0.2, "t_low": 0, "t_high": 1000, "t_interval": 200, "monitor_pairs": 2,
+            "monitor_every": 2, "complete_from": 0.0}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Six scenes and untrained models in a folder that stands for the repository."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    glyphs.export(tmp_path / "data")
+    dataset.make_scenes(tmp_path / "scenes", {"train": 12, "val": 2, "test": 6}, covered=0.25, seed=0)
+    torch.manual_seed(0)
+    stage = first_stage()
+    save_model(tmp_path / "first_stage", stage, stage.config)
+    grid = dataclasses.replace(tiny.GRID, classes=tuple("0123456789"), slots=4)
+    ldm = tiny.LayoutLDM(grid, tiny.VOCABULARY, tiny.ENCODER, tiny.UNET, position_attention=True)
+    save_model(tmp_path / "ldm", ldm, ldm.config)
+    prior = tiny.LayoutPrior(grid, tiny.VOCABULARY, 16, 1, 2, 4).adopt(ldm.vocabulary)
+    save_model(tmp_path / "prior", prior, prior.config)
+    return tmp_path
+
+
+def spec(**changes):
+    settings = {"data": "scenes", "split": "test", "image_ids": [1, 2, 3, 4, 5, 6], "first_stage": "first_stage",
+                "layout_ldm": "ldm", "prior": ["prior"], "inversion": SETTINGS, "batch": 4}
+    return detections.make_spec(**(settings | changes))
+
+
+def test_shards_and_interruptions_change_nothing(world):
+    whole = detections.prepare(world / "whole", spec())
+    detections.run_shard(whole)
+    parts = detections.prepare(world / "parts", spec())
+    detections.run_shard(parts, 1, 3)
+    with pytest.raises(FileNotFoundError, match="4 of 6 images"):
+        detections.collect(parts)
+    detections.run_shard(parts, 0, 3)
+    (parts / "000000000002.json").unlink()  # as if it had been stopped before the second image
+    for shard in range(3):
+        detections.run_shard(parts, shard, 3)
+    for a, b in zip(detections.collect(whole), detections.collect(parts), strict=True):
+        assert (a["image_id"], a["tokens"], a["dropped"]) == (b["image_id"], b["tokens"], b["dropped"])
+        assert a["monitor"] == pytest.approx(b["monitor"], abs=1e-5)
+
+
+def test_another_spec_never_meets_old_results(world):
+    folder = detections.prepare(world / "run", spec())
+    detections.run_shard(folder)
+    detections.prepare(folder, spec(objective={"weight": 0.5}))
+    with pytest.raises(FileNotFoundError, match="6 of 6 images"):
+        detections.collect(folder)
+
+
+def test_changed_weights_are_refused(world):
+    folder = detections.prepare(world / "run", spec())
+    ldm = tiny.layout_ldm()
+    save_model(world / "ldm", ldm, ldm.config)
+    with pytest.raises(ValueError, match="ldm: the weights have changed"):
+        detections.run_shard(folder)
+
+
+def test_results_are_coco_records_with_the_removal_as_score(world):
+    folder = detections.prepare(world / "run", spec(prior=[], start="truth", inversion=SETTINGS | {"lr": 1e-6}))
+    detections.run_shard(folder)
+    results = detections.collect(folder)
+    truth = read_json(world / "scenes" / "annotations" / "instances_test.json")
+    records = detections_of(results)
+    found = next(r for r in records if r["image_id"] == 1)
+    annotated = [a for a in truth["annotations"] if a["image_id"] == 1]
+    assert any(a["category_id"] == found["category_id"] and
+               all(abs(p - q) <= 4 for p, q in zip(a["bbox"], found["bbox"])) for a in annotated)
+    runner = detections.Runner(spec(prior=[]))
+    latents, tokens = runner.latents([1]), torch.tensor(results[0]["tokens"])[None]
+    pairs = detections.monitor_pairs(runner.objective, runner.config)
+    without = tokens.clone()
+    without[0, 0] = runner.ldm.grid.none_tokens
+    rise = runner.objective.evaluate(latents, without, pairs) - runner.objective.evaluate(latents, tokens, pairs)
+    assert records[0]["score"] == pytest.approx(rise.item(), abs=1e-6)
+    assert {r["score"] for r in detections_of(results, constant=True)} == {1.0}
+
+
+def test_a_shorter_run_is_read_off_a_longer_one(world):
+    runs = {}
+    for steps in (4, 8):
+        runs[steps] = detections.prepare(world / f"run{steps}", spec(inversion=SETTINGS | {"steps": steps}))
+        detections.run_shard(runs[steps])
+    long, short = detections.collect(runs[8]), detections.collect(runs[4])
+    ended = ended_at(detections.Runner(spec()), long, [4] * 6)
+    assert [r["tokens"] for r in ended] == [r["tokens"] for r in short]
+    assert detections_of(ended) == detections_of(short)
+    assert [r["cost"]["forward_equivalents"] for r in ended] == [r["cost"]["forward_equivalents"] for r in short]
+
+
+def test_early_stopping_saves_steps(world):
+    folder = detections.prepare(world / "run", spec())
+    detections.run_shard(folder)
+    truth = read_json(world / "scenes" / "annotations" / "instances_test.json")
+    results = detections.collect(folder)
+    rows = early_stopping_table(detections.Runner(spec()), results, truth, [2, 8])
+    assert rows[0]["mean_steps"] < rows[1]["mean_steps"] == 8
+    assert rows[1]["AP"] == evaluate_run(truth, results, spec()["image_ids"])["AP"]
+    assert rows[0]["forward_equivalents"] < rows[1]["forward_equivalents"]
+
+
+def test_search_and_inversion_follow_each_other(world):
+    search = {"rounds": 1, "proposals": 4, "proposal_pairs": 1, "refine_pairs": 1, "class_pairs": 1, "monitor_pairs": 1}
+    folder = detections.prepare(world / "run", spec(search=search, image_ids=[1, 2]))
+    detections.run_shard(folder)
+    alone = detections.prepare(world / "alone", spec(search=search, inversion=None, image_ids=[1, 2]))
+    detections.run_shard(alone)
+    both, first = detections.collect(folder)[0]["cost"], detections.collect(alone)[0]["cost"]
+    assert both["forward"] > first["forward"] > 0 and both["backward"] > first["backward"] == 0
+
+
+def test_a_run_without_a_method_is_refused(world):
+    with pytest.raises(ValueError, match="inversion settings, search settings or both"):
+        spec(inversion=None)
+    with pytest.raises(ValueError, match="nowhere"):
+        spec(start="nowhere")
+
+
+def test_processes_share_the_images(world, monkeypatch):
+    """The command line that `run` starts, on the real repository root."""
+    monkeypatch.undo()
+    real = spec_for_subprocess(world)
+    results = detections.run(world / "out", real, workers=2, label="test")
+    assert [r["image_id"] for r in results] == real["image_ids"] and len(list((world / "out").glob("0*.json"))) == 2
+
+
+def spec_for_subprocess(world):
+    return detections.make_spec(data=str(world / "scenes"), split="test", image_ids=[1, 2],
+                                first_stage=str(world / "first_stage"), layout_ldm=str(world / "ldm"),
+                                inversion=SETTINGS | {"steps": 2}, batch=1)

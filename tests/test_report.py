@@ -1,0 +1,130 @@
+"""Metrics files and the README's table: merged, rounded, and equal to what the README shows."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dive_lib import layout_figures, paths, report
+from dive_lib.files import read_json, write_json
+from dive_lib.layout import LayoutGrid
+
+METRICS = {"detection": {
+    "dive": {"AP": 33.34, "AP50": 49.66, "AP_ci95": [29.04, 37.95], "n_images": 160,
+             "forward_equivalents": 1850.4},
+    "dive_best_search": {"AP": 42.0, "AP50": 61.0, "AP_ci95": None, "n_images": 160,
+                         "forward_equivalents": 900},
+}}
+README = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nText.\n"
+
+
+def test_metrics_are_merged_rounded_and_sorted(tmp_path):
+    path = tmp_path / "reports" / "metrics.json"
+    report.update_metrics(path, "detection.dive", {"AP": np.float64(33.33333), "AP_ci95": (1.00004, 2.00006)})
+    report.update_metrics(path, "detection.dive", {"n_images": 160, "AP": torch.tensor(0.12345678)})
+    report.update_metrics(path, "data", {"b": True, "a": {"x": [-0.00001, None, "text"]}})
+    dive = {"AP": 0.1235, "AP_ci95": [1.0, 2.0001], "n_images": 160}
+    data = {"a": {"x": [0.0, None, "text"]}, "b": True}
+    assert read_json(path) == {"data": data, "detection": {"dive": dive}}
+    assert list(read_json(path)) == ["data", "detection"] and list(read_json(path)["data"]) == ["a", "b"]
+    assert "-0.0" not in path.read_text()
+
+
+def test_the_order_of_stages_leaves_no_trace(tmp_path):
+    sections = [("detection.dive", {"AP": 1 / 3}), ("detection.without_both", {"AP": 2 / 3}), ("a", {"n": 4})]
+    for name, order in (("a.json", sections), ("b.json", sections[::-1])):
+        for section, values in order:
+            report.update_timings(tmp_path / name, section, values)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize("section", ["", "detection.", ".dive"])
+def test_a_malformed_section_is_refused(tmp_path, section):
+    with pytest.raises(ValueError, match="section"):
+        report.update_metrics(tmp_path / "metrics.json", section, {"AP": 1.0})
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_number_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="detection.dive.AP"):
+        report.update_metrics(tmp_path / "metrics.json", "detection.dive", {"AP": float("nan")})
+
+
+def test_table_shows_present_rows_beside_the_paper():
+    lines = report.results_table(METRICS).splitlines()
+    assert lines[2] == ("| DIVE, the paper's optimiser | **33.3** [29.0, 38.0] | 49.7 | 160 | 1,850 "
+                        "| 10.3 / 14.0 |")
+    assert lines[3] == "| DIVE, best search | **42.0** | 61.0 | 160 | 900 | \u2013 |"
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {7}
+    assert len(report.results_table({}).splitlines()) == 2
+
+
+def test_ablation_rows_carry_the_papers_numbers():
+    first, second = report.ablation_rows(METRICS)
+    assert (first["AP"], first["paper_AP"], first["paper_AP50"]) == (33.34, 10.3, 14.0)
+    assert "paper_AP" not in second and second["name"] == "DIVE, best search"
+
+
+def test_readme_is_updated_between_the_markers_only(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(README)
+    assert not report.readme_matches(README, METRICS)
+    report.update_readme(path, METRICS)
+    text = path.read_text()
+    assert text.startswith(f"# Title\n\n{report.BEGIN}\n| ") and text.endswith(f"|\n{report.END}\n\nText.\n")
+    assert report.readme_matches(text, METRICS)
+    report.update_readme(path, METRICS)
+    assert path.read_text() == text
+    changed = {"detection": {"dive": METRICS["detection"]["dive"] | {"AP": 33.4}}}
+    assert not report.readme_matches(text, changed)
+
+
+@pytest.mark.parametrize("text", ["none", report.BEGIN, f"{report.END}\n{report.BEGIN}", README + README])
+def test_missing_markers_are_an_error(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="README.md.*results:begin"):
+        report.update_readme(path, METRICS)
+    assert path.read_text() == text
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(README)
+    write_json(paths.reports("smoke") / "metrics.json", METRICS)
+    report.main(["smoke"])
+    assert "smoke" in capsys.readouterr().out
+    assert report.readme_matches((tmp_path / "README.md").read_text(), METRICS)
+    with pytest.raises(FileNotFoundError, match="metrics.json"):
+        report.main([])
+
+
+def test_module_is_a_command():
+    shown = subprocess.run([sys.executable, "-m", "dive_lib.report", "--help"], cwd=paths.ROOT, check=True,
+                           text=True, stdout=subprocess.PIPE).stdout
+    assert "python -m dive_lib.report" in shown and "profile" in shown
+
+
+def test_layout_summary_of_known_layouts():
+    grid = LayoutGrid(("zero", "one", "two"), image_size=64, bins=33, slots=3)
+    boxes = torch.tensor([[0.0, 0, 10, 20], [20, 10, 30, 40]])
+    broken = grid.encode(boxes, torch.tensor([0, 1]))
+    broken[0, 1], broken[1, 4] = broken[0, 3], grid.bins  # an illegal box and a [none] coordinate
+    layouts = [grid.encode(boxes, torch.tensor([0, 1])), grid.encode(boxes, torch.tensor([1, 1])), broken]
+    summary = layout_figures.layout_summary(torch.stack(layouts), grid)
+    assert summary["objects"].tolist() == [2, 2, 0]
+    np.testing.assert_allclose(summary["classes"], [0.25, 0.75, 0])
+    np.testing.assert_allclose(summary["class_height"], [20, (30 + 20 + 30) / 3, np.nan])
+    np.testing.assert_allclose(summary["co_occurrence"], [[0, 0.25, 0], [0.25, 0.5, 0], [0, 0, 0]])
+    assert summary["width"].tolist() == [10] * 4 and summary["bottom"].tolist() == [20, 40, 20, 40]
+
+
+def test_committed_readme_shows_the_committed_metrics():
+    readme, metrics = paths.ROOT / "README.md", paths.ROOT / "reports" / "mini" / "metrics.json"
+    for path in (readme, metrics):
+        if not path.is_file():
+            pytest.skip(f"{paths.shorten(path)} is not there yet; make repro writes it")
+    assert report.readme_matches(readme.read_text(encoding="utf-8"), read_json(metrics)), \
+        "the README's table is out of date; run python -m dive_lib.report"
