@@ -22,8 +22,8 @@ logging.set_verbosity_error()  # a note at each cast to bfloat16
 # pairs: (t, noise) pairs of an inversion step. dit: arguments of DiTTransformer2DModel; those of "full" are
 # facebook/DiT-XL-2-256. matrix: side of the product that measures the chip.
 SIZES = {
-    "full": {"grid": {"classes": 80, "image_size": 256, "bins": 257, "slots": 100}, "ldm": "LDM-8", "prior": "prior-58M",
-             "pairs": 50, "train_batch": 16, "dit_batch": 25, "matrix": 8192, "dit": {}},
+    "full": {"grid": {"classes": 80, "image_size": 256, "bins": 257, "slots": 100}, "ldm": "LDM-8",
+             "prior": "prior-58M", "pairs": 50, "train_batch": 16, "dit_batch": 25, "matrix": 8192, "dit": {}},
     "reduced": {"grid": {"classes": 10, "image_size": 64, "bins": 33, "slots": 8}, "ldm": "mini", "prior": "mini",
                 "pairs": 8, "train_batch": 4, "dit_batch": 4, "matrix": 1024,
                 "dit": {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 4, "sample_size": 16}},

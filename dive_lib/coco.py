@@ -11,7 +11,6 @@ are no training target, and stay in the annotation file, where pycocotools handl
 
 import json
 import math
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,9 @@ outside."""
 
 class DatasetError(ValueError):
     """A data set that must not be used. The message names the file, the record in it and what to do."""
+
+
+_CHANGES = {"outside": "partly out-of-image", "degenerate": "degenerate (no area within the image)"}
 
 
 @dataclass(frozen=True)
@@ -203,33 +205,6 @@ def to_original(boxes_xyxy: torch.Tensor, original_size: tuple[int, int], image_
     boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
     boxes = boxes * torch.tensor([width, height, width, height], dtype=torch.float64) / image_size
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
-
-
-def subset_ids(image_ids: Iterable[int], count: int, seed: int) -> list[int]:
-    """A seeded evaluation subset in rising order, whatever the order of `image_ids`.
-
-    With one seed, a smaller subset is part of each larger one. NumPy guarantees RandomState's stream for
-    ever.
-    """
-    ids = sorted({int(i) for i in image_ids})
-    if not 1 <= count <= len(ids):
-        raise ValueError(f"cannot choose {count} of {len(ids)} images; lower the subset's count")
-    return sorted(ids[k] for k in np.random.RandomState(seed).permutation(len(ids))[:count])
-
-
-def read_subset(path: str | Path, split: CocoSplit) -> list[int]:
-    """The image ids of a committed subset (a JSON list), checked against the split. Raises `DatasetError`."""
-    ids = read_json(path)
-    if not isinstance(ids, list) or not ids or not all(map(_whole, ids)) or len(set(ids)) < len(ids):
-        raise _bad(path, "list", "is not a list of different image ids", "write it again with subset_ids")
-    unknown = sorted(set(ids) - {record.id for record in split.images})
-    if unknown:
-        raise _bad(path, f"image id {unknown[0]}", f"is not in {shorten(split.annotation_file)} "
-                   f"({len(unknown)} such ids)", "write the list again for this data set")
-    return ids
-
-
-_CHANGES = {"outside": "partly out-of-image", "degenerate": "degenerate (no area within the image)"}
 
 
 def _bad(file: str | Path, record: str, problem: str, remedy: str) -> DatasetError:

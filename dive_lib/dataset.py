@@ -4,11 +4,14 @@ The notebook 01_data makes or checks the folder once and describes it in runs/<p
 downstream loads that description and no longer looks at every image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dive_lib import glyphs, paths, scenes
-from dive_lib.coco import CocoLayouts, read_split, subset_ids
+from dive_lib.coco import CocoLayouts, read_split
 from dive_lib.files import read_json, write_json
 from dive_lib.layout import LayoutGrid
 
@@ -84,3 +87,15 @@ def load(profile: str) -> Dataset:
         part = read_split(root, names[split], categories=train.categories, check_images=False)
         layouts[split] = CocoLayouts(part, grid.image_size, grid.slots)
     return Dataset(root, names, grid, **layouts, subsets=described["subsets"])
+
+
+def subset_ids(image_ids: Iterable[int], count: int, seed: int) -> list[int]:
+    """A seeded evaluation subset in rising order, whatever the order of `image_ids`.
+
+    With one seed, a smaller subset is part of each larger one. NumPy guarantees RandomState's stream for
+    ever.
+    """
+    ids = sorted({int(i) for i in image_ids})
+    if not 1 <= count <= len(ids):
+        raise ValueError(f"cannot choose {count} of {len(ids)} images; lower the subset's count")
+    return sorted(ids[k] for k in np.random.RandomState(seed).permutation(len(ids))[:count])

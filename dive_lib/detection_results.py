@@ -24,7 +24,8 @@ def evaluate_run(ground_truth: dict, results: list[dict], image_ids: list[int], 
     records = detections_of(results)
     row = coco_average_precision(ground_truth, records, image_ids, area_thresholds)
     row |= bootstrap_average_precision(ground_truth, records, image_ids, resamples=resamples)
-    constant = coco_average_precision(ground_truth, detections_of(results, constant=True), image_ids, area_thresholds)
+    constant = detections_of(results, constant=True)
+    constant = coco_average_precision(ground_truth, constant, image_ids, area_thresholds)
     row["AP_constant_score"] = constant["AP"]
     return {key: _rounded(value) for key, value in (row | summarise(results)).items()}
 
@@ -32,7 +33,7 @@ def evaluate_run(ground_truth: dict, results: list[dict], image_ids: list[int], 
 def summarise(results: list[dict]) -> dict:
     """Means over images: forward-equivalents, dropped objects, convergence step."""
     count = max(1, len(results))
-    cost = sum((Cost(**{key: value for key, value in r["cost"].items() if key in vars(Cost())}) for r in results), Cost())
+    cost = sum((inverted(result).cost for result in results), Cost())
     dropped = [d["reason"] for r in results for d in r["dropped"]]
     return {"n_images": len(results), "forward_equivalents": cost.forward_equivalents / count,
             "prior_forward_equivalents": (cost.prior_forward + cost.prior_backward) / count,
@@ -55,7 +56,7 @@ def ended_at(runner: Runner, results: list[dict], steps: list[int]) -> list[dict
     Layouts that the longer run kept are not scored again.
     """
     shorter = [inverted(result).after(step) for result, step in zip(results, steps)]
-    changed = [k for k, (result, short) in enumerate(zip(results, shorter)) if short.tokens.tolist() != result["tokens"]]
+    changed = [k for k, short in enumerate(shorter) if short.tokens.tolist() != results[k]["tokens"]]
     concluded = {}
     for start in range(0, len(changed), 64):
         part = changed[start:start + 64]

@@ -139,7 +139,8 @@ class Runner:
         self.first_stage = first_stage.load(paths.ROOT / spec["first_stage"]).to(device)
         self.ldm = layout_ldm.load(paths.ROOT / spec["layout_ldm"]).to(device)
         prior = [paths.ROOT / folder for folder in spec["prior"]]
-        prior = layout_prior.load_decoupled(*prior) if len(prior) == 2 else layout_prior.load(*prior) if prior else None
+        load_prior = layout_prior.load_decoupled if len(prior) == 2 else layout_prior.load
+        prior = load_prior(*prior) if prior else None
         self.objective = Objective(self.ldm, prior.to(device) if prior else None, **spec["objective"])
         grid = self.ldm.grid
         train = read_split(paths.ROOT / spec["data"], spec["train_split"], check_images=False)
@@ -181,7 +182,8 @@ class Runner:
         seconds = (time.perf_counter() - began) / len(image_ids)
         return [result | {"seconds": seconds} for result in concluded]
 
-    def conclude(self, image_ids: list[int], results: list[Inverted], latents: torch.Tensor | None = None) -> list[dict]:
+    def conclude(self, image_ids: list[int], results: list[Inverted],
+                 latents: torch.Tensor | None = None) -> list[dict]:
         """Scores, decodes and describes layouts of images."""
         latents = self.latents(image_ids) if latents is None else latents
         pairs = monitor_pairs(self.objective, self.config)

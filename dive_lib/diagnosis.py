@@ -15,8 +15,9 @@ def corruptions(tokens: torch.Tensor, grid: LayoutGrid, generator: torch.Generat
     rows = torch.arange(len(tokens))
     dropped = tokens.clone()
     dropped[rows, first] = grid.none_tokens
-    return {"empty": grid.empty(len(tokens)), "moved_16px": moved(tokens, grid, 16), "moved_4px": moved(tokens, grid, 4),
-            "wrong_class": wrong_class(tokens, grid, generator), "one_dropped": dropped}
+    return {"empty": grid.empty(len(tokens)), "moved_16px": moved(tokens, grid, 16),
+            "moved_4px": moved(tokens, grid, 4), "wrong_class": wrong_class(tokens, grid, generator),
+            "one_dropped": dropped}
 
 
 def moved(tokens: torch.Tensor, grid: LayoutGrid, pixels: float) -> torch.Tensor:
@@ -27,7 +28,8 @@ def moved(tokens: torch.Tensor, grid: LayoutGrid, pixels: float) -> torch.Tensor
     step = torch.where(room, bins, -bins)[:, None]
     result = tokens.clone()
     for field in (1, 3):
-        result[..., field] = torch.where(present, (tokens[..., field] + step).clamp(0, grid.bins - 1), tokens[..., field])
+        shifted = (tokens[..., field] + step).clamp(0, grid.bins - 1)
+        result[..., field] = torch.where(present, shifted, tokens[..., field])
     return result
 
 

@@ -1,6 +1,6 @@
 """Figures of layouts as a distribution: what real and sampled ones look like, and how a prior ranks them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +14,7 @@ REAL_AND_SAMPLED = ("real", "sampled from the prior")
 
 
 def layout_summary(layouts: Iterable, grid: LayoutGrid) -> dict[str, np.ndarray]:
-    """What `figures.layout_statistics` compares, of tokens (L, N, 5); only legal, complete objects count.
+    """What `layout_statistics` compares, of tokens (L, N, 5); only legal, complete objects count.
 
     objects (L,) per layout; classes (K,) share of all objects; class_height (K,) mean, NaN without objects;
     width, height, bottom (n,) in pixels of the model input; co_occurrence (K, K) share of all pairs.

@@ -67,7 +67,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     key = fingerprint(asdict(config), identity, {k: list(v.shape) for k, v in model.state_dict().items()})
     state_file = Path(scratch) / f"{key}.safetensors"
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay,
+                                  fused=True)
     average = {name: p.detach().clone() for name, p in parameters.items()}
     losses = _resume(state_file, model, optimizer, parameters, average)
     model.train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_lib import coco
+from dive_lib import coco, dataset
 from dive_lib.coco import CocoLayouts, DatasetError, read_split
 from dive_lib.files import write_json
 
@@ -258,25 +258,13 @@ def test_layouts_need_positive_sizes(make):
 
 def test_subset_is_seeded_nested_and_independent_of_order():
     ids = [5 * k + 1 for k in range(1000)]
-    chosen = coco.subset_ids(ids, 500, seed=3)
+    chosen = dataset.subset_ids(ids, 500, seed=3)
     assert chosen == sorted(set(chosen)) and len(chosen) == 500 and set(chosen) <= set(ids)
-    assert chosen == coco.subset_ids(reversed(ids), 500, seed=3) != coco.subset_ids(ids, 500, seed=4)
-    assert set(coco.subset_ids(ids, 100, seed=3)) < set(chosen)
-    assert coco.subset_ids(range(10), 3, seed=0) == [2, 4, 8], "committed lists must stay reproducible"
+    assert chosen == dataset.subset_ids(reversed(ids), 500, seed=3) != dataset.subset_ids(ids, 500, seed=4)
+    assert set(dataset.subset_ids(ids, 100, seed=3)) < set(chosen)
+    assert dataset.subset_ids(range(10), 3, seed=0) == [2, 4, 8], "committed lists must stay reproducible"
     with pytest.raises(ValueError, match="cannot choose 11 of 10"):
-        coco.subset_ids(range(10), 11, seed=0)
-
-
-def test_committed_subset_is_checked(make, tmp_path):
-    split = read_split(make(), "val")
-    path = tmp_path / "ids.json"
-    write_json(path, coco.subset_ids([3, 7, 9], 2, seed=0))
-    assert set(coco.read_subset(path, split)) <= {3, 7, 9}
-    for content, message in (([3, 8], r"ids\.json: image id 8: is not in .*instances_val\.json"),
-                             ([3, 3], "different image ids"), ([], "list of"), ({"a": 1}, "list of")):
-        write_json(path, content)
-        with pytest.raises(DatasetError, match=message):
-            coco.read_subset(path, split)
+        dataset.subset_ids(range(10), 11, seed=0)
 
 
 def test_reads_the_scenes_of_the_mini_set(tmp_path):

@@ -37,7 +37,8 @@ class Painter(Objective):
 
 def test_finds_a_known_layout_exactly():
     truth = layouts()[:2]
-    search = LocalSearch(Painter(truth, latents(2)), latents(2), dataclasses.replace(CONFIG, steps_px=(4, 4), polish_px=(4, 4)), BOXES)
+    config = dataclasses.replace(CONFIG, steps_px=(4, 4), polish_px=(4, 4))
+    search = LocalSearch(Painter(truth, latents(2)), latents(2), config, BOXES)
     found = search.run()
     for result, expected in zip(found, truth):
         rows = sorted(row for row in result.tokens.tolist() if row != GRID.none_tokens.tolist())

@@ -67,7 +67,7 @@ def test_position_attention_starts_as_a_soft_box():
     boxes = model.vocabulary(tiny.layouts()[:1])[:, :, 1:].flatten(2)  # objects: left, right, none
     bias = (boxes @ processor.grid_query.T)[0].view(3, 8, 8)
     assert bias[0, 3, 2] > bias[0, 3, 6] + 1 and bias[1, 4, 6] > bias[1, 4, 1] + 1
-    assert abs(bias[2] + 2).max() < 0.5, "an object without a box attracts every pixel a little"
+    assert bias[2].std() < 0.5 and -4 < bias[2].mean() < 0, "an object without a box attracts every pixel a little"
 
 
 def test_object_order_does_not_matter_with_object_tokens():
@@ -139,8 +139,8 @@ def test_first_stage_shapes_and_standardisation():
     latents = model.encode(images)
     assert latents.shape == (6, 4, 8, 8) and model.decode(latents).shape == images.shape
     assert latents.mean().abs() < 1e-4 and abs(latents.std() - 1) < 1e-2
-    torch.testing.assert_close(model.decode(latents, quantize=False), model.decode_raw(model.raw_latents(images), quantize=False),
-                               atol=1e-4, rtol=1e-4)
+    raw = model.decode_raw(model.raw_latents(images), quantize=False)
+    torch.testing.assert_close(model.decode(latents, quantize=False), raw, atol=1e-4, rtol=1e-4)
 
 
 def test_codebook_is_filled_from_latents_and_stays_in_use():
