@@ -69,38 +69,48 @@ def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "de
     """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
 
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
-    empties `directory` before a stage starts, and a stopped run must not lose what it has. Each process gets its
-    share of the processor cores. Raises RuntimeError with a process's last words if one fails.
+    empties `directory` before a stage starts, and a stopped run must not lose what it has. One worker is this process;
+    several are processes that share the processor cores. Raises RuntimeError with a process's last words if one fails.
     """
     target, directory = Path(directory), paths.scratch() / "detection" / checkpoint.fingerprint(spec)
     prepare(directory, spec)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
-    commands = [[sys.executable, "-m", "dive_lib.detections", str(directory), "--shard", f"{k}/{workers}"]
-                for k in range(workers)]
-    missing = [i for i in spec["image_ids"] if not _path(directory, i).exists()]
-    processes = [subprocess.Popen(c, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, text=True) for c in commands] if missing else []
-    try:
-        with Progress(len(spec["image_ids"]), label, unit="images",
-                      start=len(spec["image_ids"]) - len(missing)) as progress:
-            while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-                time.sleep(0.2)
-                progress.update(sum(_path(directory, i).exists() for i in spec["image_ids"]) - progress.done)
-            for process in processes:
-                if process.poll():
-                    raise RuntimeError(f"{label} failed:\n{process.stderr.read()[-2000:]}")
-            progress.update(len(spec["image_ids"]) - progress.done)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-            process.stderr.close()
+    done = _present(directory, spec)
+    with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
+        if done < progress.total and workers == 1:
+            run_shard(directory, report=progress.update)
+        elif done < progress.total:
+            _run_processes(directory, spec, workers, progress)
     results = collect(directory)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
     shutil.rmtree(directory)
     return results
+
+
+def _run_processes(directory: Path, spec: dict, workers: int, progress: Progress) -> None:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
+    commands = [[sys.executable, "-m", "dive_lib.detections", str(directory), "--shard", f"{k}/{workers}"]
+                for k in range(workers)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            time.sleep(0.2)
+            progress.update(_present(directory, spec) - progress.done)
+        for process in processes:
+            if process.poll():
+                raise RuntimeError(f"{progress.label} failed:\n{process.stderr.read()[-2000:]}")
+        progress.update(_present(directory, spec) - progress.done)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+            process.stderr.close()
+
+
+def _present(directory: Path, spec: dict) -> int:
+    return sum(_path(directory, image_id).exists() for image_id in spec["image_ids"])
 
 
 def collect(directory: Path | str) -> list[dict]:
@@ -113,8 +123,8 @@ def collect(directory: Path | str) -> list[dict]:
     return [read_json(_path(directory, i)) for i in spec["image_ids"]]
 
 
-def run_shard(directory: Path | str, shard: int = 0, shards: int = 1) -> None:
-    """Computes the missing results of every `shards`-th image, from the `shard`-th on."""
+def run_shard(directory: Path | str, shard: int = 0, shards: int = 1, report=lambda count: None) -> None:
+    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each."""
     directory = Path(directory)
     spec = read_json(directory / "spec.json")
     todo = [i for i in spec["image_ids"][shard::shards] if not _path(directory, i).exists()]
@@ -125,6 +135,7 @@ def run_shard(directory: Path | str, shard: int = 0, shards: int = 1) -> None:
         ids = todo[start:start + spec["batch"]]
         for result in runner.detect(ids):
             write_json(_path(directory, result["image_id"]), result)
+            report(1)
 
 
 class Runner:

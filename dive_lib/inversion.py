@@ -104,7 +104,8 @@ def monitor_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     """The monitor's fixed pairs, the same for all images: timesteps spread evenly over the grid, noises saved once."""
     grid = config.timesteps
     index = torch.linspace(0, len(grid) - 1, config.monitor_pairs).round().long()
-    return Pairs.draw(objective.ldm, grid[index], torch.Generator().manual_seed(config.seed + 7919))
+    generator = torch.Generator().manual_seed(config.seed + 7919)
+    return Pairs.draw(objective.ldm, grid[index], generator, prior=objective.uses_prior)
 
 
 def invert(objective: Objective, latents: torch.Tensor, config: InversionConfig,
@@ -130,7 +131,8 @@ class _Run:
         self.monitor = monitor_pairs(objective, config)
         self.fixed = None
         if config.fixed_pairs:
-            self.fixed = Pairs.draw(self.ldm, config.timesteps, torch.Generator().manual_seed(config.seed + 104729))
+            fixed = torch.Generator().manual_seed(config.seed + 104729)
+            self.fixed = Pairs.draw(self.ldm, config.timesteps, fixed, prior=objective.uses_prior)
         self.queue = torch.empty(0, dtype=torch.long)
         self.results = [Inverted(t.cpu()) for t in self.read_tokens(torch.arange(len(latents)), 0)]
         self.monitored = [{} for _ in self.results]
@@ -206,7 +208,7 @@ class _Run:
         index, self.queue = self.queue[:config.batch], self.queue[config.batch:]
         if self.fixed is not None:
             return index, self.fixed[index]
-        return index, Pairs.draw(self.ldm, grid[index], self.generator)
+        return index, Pairs.draw(self.ldm, grid[index], self.generator, prior=self.objective.uses_prior)
 
     def image_gradient(self, v, tokens, images, index, pairs):
         """Gradient of the mean image loss with respect to v (I, N, 5, d).

@@ -26,7 +26,8 @@ class SearchConfig:
     """rounds: times that propose ... prune are repeated. proposals: number of box proposals. boxes_per_layout: how
     many of them share a layout. proposal_pairs, refine_pairs, class_pairs, monitor_pairs: (t, noise) pairs of each
     step. t_low, t_high: their range. steps_px: step sizes of the refinement before, and polish_px after the class
-    is known. keep_gain: least rise of the loss for which an object is kept. seed: of the noises.
+    is known. propose_gain: least fall of the error for which a box without a class is added. keep_gain: least rise of
+    the loss for which an object is kept. seed: of the noises.
     """
 
     rounds: int = 2
@@ -40,7 +41,8 @@ class SearchConfig:
     t_high: int = 600
     steps_px: tuple[int, ...] = (4, 2)
     polish_px: tuple[int, ...] = (4, 2, 2)
-    keep_gain: float = 0.003
+    propose_gain: float = 0.0003
+    keep_gain: float = 0.001
     seed: int = 0
 
 
@@ -131,7 +133,8 @@ class LocalSearch:
     def pairs(self, count: int, salt: int) -> Pairs:
         interval = max(1, (self.config.t_high - self.config.t_low) // count)
         t = evenly_spaced(self.config.t_low, self.config.t_high, interval)[:count]
-        return Pairs.draw(self.objective.ldm, t, torch.Generator().manual_seed(self.config.seed * 1000 + salt))
+        generator = torch.Generator().manual_seed(self.config.seed * 1000 + salt)
+        return Pairs.draw(self.objective.ldm, t, generator, prior=False)
 
     def maps(self, candidates: torch.Tensor, pairs: Pairs, images: torch.Tensor | None = None) -> torch.Tensor:
         """Error maps (I, C, h, w) of candidate layouts (I, C, N, 5), in units of the mean loss per cell."""
@@ -174,7 +177,7 @@ class LocalSearch:
                 allowed &= (overlap(self.proposals, taken) < 0.4).all(1)
             for place in range(slots - len(taken)):
                 best = torch.where(allowed, gains[i], -torch.inf).argmax()
-                if not allowed[best] or gains[i, best] < self.config.keep_gain:
+                if not allowed[best] or gains[i, best] < self.config.propose_gain:
                     break
                 self.tokens[i, free[i, place], 1:] = self.proposals[best]
                 allowed &= ~meets[best]

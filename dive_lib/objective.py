@@ -24,12 +24,17 @@ class Pairs:
     prior_noise: torch.Tensor
 
     @classmethod
-    def draw(cls, ldm: LayoutLDM, t: torch.Tensor, generator: torch.Generator) -> "Pairs":
-        """One noise per timestep of t (P,), on the model's device."""
+    def draw(cls, ldm: LayoutLDM, t: torch.Tensor, generator: torch.Generator, *, prior: bool = True) -> "Pairs":
+        """One noise per timestep of t (P,), on the model's device.
+
+        prior: draw the prior's noises, too. They come from a generator of their own, so that the image's noises
+        are the same with and without a prior.
+        """
         device = ldm.vocabulary.class_table.device
+        own = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         noise = torch.randn(len(t), *ldm.latent_shape, generator=generator)
-        prior_noise = torch.randn(len(t), ldm.grid.slots, 5, ldm.vocabulary.width, generator=generator)
-        return cls(t.to(device), noise.to(device), prior_noise.to(device))
+        shape = (len(t), ldm.grid.slots, 5, ldm.vocabulary.width) if prior else (len(t), 0)
+        return cls(t.to(device), noise.to(device), torch.randn(shape, generator=own).to(device))
 
     def __len__(self) -> int:
         return len(self.t)

@@ -1,0 +1,77 @@
+"""Corruptions, what they cost, and whose failure an imperfect image is."""
+
+import torch
+
+from dive_lib.diagnosis import corruptions, failures, gap_table, layout_corruptions, moved, perfect_images, prior_ranking
+from dive_lib.objective import Objective, Pairs
+from tests.tiny import GRID, latents, layout_ldm, layout_prior, layouts, objective
+
+
+def test_each_corruption_changes_what_it_says():
+    truth = layouts()[:2]
+    wrong = corruptions(truth, GRID, torch.Generator().manual_seed(0))
+    assert (wrong["empty"] == GRID.none_tokens).all()
+    assert (wrong["wrong_class"][..., 1:] == truth[..., 1:]).all()
+    assert ((wrong["wrong_class"][..., 0] != truth[..., 0]).sum(1) == 1).all()
+    present = (wrong["one_dropped"] != GRID.none_tokens).all(-1).sum(1)
+    assert present.tolist() == [1, 0]
+    shift = (moved(truth, GRID, 4) - truth)[0, :2]
+    assert shift[:, [1, 3]].abs().max() == 1 and (shift[:, [0, 2, 4]] == 0).all()
+
+
+def test_prior_corruptions():
+    truth = layouts()
+    wrong = layout_corruptions(truth, GRID, torch.Generator().manual_seed(0))
+    assert torch.equal(wrong["illegal"][0, 0], truth[0, 0, [0, 3, 2, 1, 4]])
+    assert torch.equal(wrong["duplicated"][0, 2], truth[0, 0])
+    flat = truth[(truth != GRID.none_tokens).all(-1)]
+    mixed = wrong["shuffled"][(truth != GRID.none_tokens).all(-1)]
+    assert torch.equal(flat.sort(0).values, mixed.sort(0).values)
+
+
+def test_gaps_are_differences_on_the_same_noises():
+    ldm, truth = layout_ldm(), layouts()
+    rows = gap_table(ldm, latents(), truth, {"same": truth, "empty": GRID.empty(3)}, ranges=[(0, 100)], draws=2, seed=0)
+    assert rows[0]["gap"] == 0 and rows[0]["share"] == 0
+    pairs = Pairs.draw(ldm, torch.tensor([25, 75]), torch.Generator().manual_seed(0), prior=False)
+    expected = Objective(ldm).evaluate(latents(), GRID.empty(3), pairs) - Objective(ldm).evaluate(latents(), truth, pairs)
+    assert abs(rows[1]["gap"] - expected.mean().item()) < 1e-6
+
+
+def test_ranking_of_equal_layouts_is_a_tie():
+    ldm = layout_ldm()
+    rows = prior_ranking({"all": layout_prior(ldm)}, ldm.vocabulary, layouts(), {"empty": GRID.empty(3)}, seed=0, steps=2)
+    assert rows[0]["prior"] == "all" and rows[0]["true_loss"] > 0 and 0 <= rows[0]["share"] <= 1
+
+
+def test_failures_are_the_searchs_or_the_models():
+    found, true = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.5, 1.0, 2.0])
+    row = failures(found, true, [True, False, False])
+    assert (row["perfect"], row["search_failures"], row["model_failures"]) == (1, 1, 1)
+
+
+def test_perfect_means_every_object_and_nothing_else():
+    box = {"bbox": [0, 0, 10, 10], "category_id": 1, "image_id": 1}
+    truth = {"images": [{"id": 1}, {"id": 2}], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+             "annotations": [box | {"id": 1, "area": 100, "iscrowd": 0}]}
+    right = box | {"score": 0.1}
+    assert perfect_images(truth, [right], [1, 2]) == [True, True]
+    assert perfect_images(truth, [right, right], [1]) == [False]
+    assert perfect_images(truth, [right | {"category_id": 2}], [1]) == [False]
+    assert perfect_images(truth, [right | {"image_id": 2}], [1, 2]) == [False, False]
+
+
+def test_objective_is_the_sum_of_both_terms_and_counts_its_cost():
+    dive = objective(weight=0.5)
+    pairs = Pairs.draw(dive.ldm, torch.tensor([100, 500]), torch.Generator().manual_seed(0))
+    value = dive.evaluate(latents(), layouts(), pairs)
+    image = dive.losses_per_pair(latents(), layouts(), pairs).mean(1)
+    embeddings = dive.ldm.vocabulary(layouts())
+    prior = sum(dive.prior.loss(embeddings, pairs.t[k].expand(3), pairs.prior_noise[k].expand(3, -1, -1, -1))
+                for k in range(2)) / 2
+    torch.testing.assert_close(value, image + 0.5 * prior)
+    assert dive.cost.forward == 12 and dive.cost.prior_forward == 6
+    total = objective(weight=0.5, reduction="sum").evaluate(latents(), layouts(), pairs)
+    torch.testing.assert_close(total, image * 256 + 0.5 * prior * 120)
+    absolute = objective(prior=False, loss="l1").evaluate(latents(), layouts(), pairs)
+    assert not torch.allclose(absolute, image)
