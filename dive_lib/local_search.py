@@ -25,20 +25,23 @@ from dive_lib.schedule import evenly_spaced
 class SearchConfig:
     """rounds: times that propose ... prune are repeated. proposals: number of box proposals. boxes_per_layout: how
     many of them share a layout. proposal_pairs, refine_pairs, class_pairs, monitor_pairs: (t, noise) pairs of each
-    step. t_low, t_high: their range. steps_px: step sizes of the refinement before, and polish_px after the class
+    step. t_low, t_high: their range; coarse_t_low, coarse_t_high: while classes are unknown (at high noise a box
+    attracts from farther away). steps_px: step sizes of the refinement before, and polish_px after the class
     is known. propose_gain: least fall of the error for which a box without a class is added. keep_gain: least rise of
     the loss for which an object is kept. seed: of the noises.
     """
 
     rounds: int = 2
-    proposals: int = 96
+    proposals: int = 256
     boxes_per_layout: int = 3
-    proposal_pairs: int = 8
+    proposal_pairs: int = 6
     refine_pairs: int = 8
     class_pairs: int = 16
     monitor_pairs: int = 25
     t_low: int = 100
     t_high: int = 600
+    coarse_t_low: int = 400
+    coarse_t_high: int = 700
     steps_px: tuple[int, ...] = (4, 2)
     polish_px: tuple[int, ...] = (4, 2, 2)
     propose_gain: float = 0.0003
@@ -113,9 +116,9 @@ class LocalSearch:
         config = self.config
         with Progress(config.rounds, label) as progress:
             for k in range(config.rounds):
-                self.propose(self.pairs(config.proposal_pairs, 10 * k + 1))
+                self.propose(self.pairs(config.proposal_pairs, 10 * k + 1, coarse=True))
                 for px in config.steps_px:
-                    self.refine(self.pairs(config.refine_pairs, 10 * k + 2), px)
+                    self.refine(self.pairs(config.refine_pairs, 10 * k + 2, coarse=True), px)
                 self.classify(self.pairs(config.class_pairs, 10 * k + 3))
                 for px in config.polish_px:
                     self.refine(self.pairs(config.refine_pairs, 10 * k + 4), px)
@@ -130,10 +133,11 @@ class LocalSearch:
             results.append(result)
         return results
 
-    def pairs(self, count: int, salt: int) -> Pairs:
-        interval = max(1, (self.config.t_high - self.config.t_low) // count)
-        t = evenly_spaced(self.config.t_low, self.config.t_high, interval)[:count]
-        generator = torch.Generator().manual_seed(self.config.seed * 1000 + salt)
+    def pairs(self, count: int, salt: int, coarse: bool = False) -> Pairs:
+        config = self.config
+        low, high = (config.coarse_t_low, config.coarse_t_high) if coarse else (config.t_low, config.t_high)
+        t = evenly_spaced(low, high, max(1, (high - low) // count))[:count]
+        generator = torch.Generator().manual_seed(config.seed * 1000 + salt)
         return Pairs.draw(self.objective.ldm, t, generator, prior=False)
 
     def maps(self, candidates: torch.Tensor, pairs: Pairs, images: torch.Tensor | None = None) -> torch.Tensor:
