@@ -2,7 +2,8 @@
 
 import torch
 
-from dive_lib.diagnosis import corruptions, failures, gap_table, layout_corruptions, moved, perfect_images, prior_ranking
+from dive_lib.diagnosis import (corruptions, failures, gap_table, layout_corruptions, moved, perfect_images,
+                                prior_ranking)
 from dive_lib.objective import Objective, Pairs
 from tests.tiny import GRID, latents, layout_ldm, layout_prior, layouts, objective
 
@@ -34,13 +35,15 @@ def test_gaps_are_differences_on_the_same_noises():
     rows = gap_table(ldm, latents(), truth, {"same": truth, "empty": GRID.empty(3)}, ranges=[(0, 100)], draws=2, seed=0)
     assert rows[0]["gap"] == 0 and rows[0]["share"] == 0
     pairs = Pairs.draw(ldm, torch.tensor([25, 75]), torch.Generator().manual_seed(0), prior=False)
-    expected = Objective(ldm).evaluate(latents(), GRID.empty(3), pairs) - Objective(ldm).evaluate(latents(), truth, pairs)
+    plain = Objective(ldm)
+    expected = plain.evaluate(latents(), GRID.empty(3), pairs) - plain.evaluate(latents(), truth, pairs)
     assert abs(rows[1]["gap"] - expected.mean().item()) < 1e-6
 
 
 def test_ranking_of_equal_layouts_is_a_tie():
     ldm = layout_ldm()
-    rows = prior_ranking({"all": layout_prior(ldm)}, ldm.vocabulary, layouts(), {"empty": GRID.empty(3)}, seed=0, steps=2)
+    empty = {"empty": GRID.empty(3)}
+    rows = prior_ranking({"all": layout_prior(ldm)}, ldm.vocabulary, layouts(), empty, seed=0, steps=2)
     assert rows[0]["prior"] == "all" and rows[0]["true_loss"] > 0 and 0 <= rows[0]["share"] <= 1
 
 
