@@ -82,7 +82,7 @@ def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, di
         base = parameters.named("searches", "straight_through", settings["search"])
         inversion = base | {"steps": settings["steps"]} | inversion | {"seed": seed}
     if search is not None:
-        search = parameters.named("searches", "local", settings["best_search"]) | search | {"seed": seed}
+        search = parameters.named("searches", "local", settings["search"]) | search | {"seed": seed}
     return inversion, search
 
 
