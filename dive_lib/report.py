@@ -67,7 +67,7 @@ def results_table(metrics: Mapping) -> str:
 
     Forward-equivalents are means per image.
     """
-    header = ["method", "AP [95 % interval]", "AP50", "images", "forward-equivalents per image",
+    header = ["method", "AP [95 % interval]", "AP50", "images", "DIVE's AP on these", "forward-equivalents per image",
               "paper, COCO: AP / AP50"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for key, name in METHODS.items():
@@ -77,7 +77,8 @@ def results_table(metrics: Mapping) -> str:
         interval = row.get("AP_ci95")
         paper = PAPER_TABLE_3.get(key)
         cells = [f"**{row['AP']:.1f}**" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""),
-                 f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['forward_equivalents']:,.0f}",
+                 f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['dive_on_same_images']:.1f}"
+                 if "dive_on_same_images" in row else "", f"{row['forward_equivalents']:,.0f}",
                  f"{paper['AP']:.1f} / {paper['AP50']:.1f}" if paper else "\N{EN DASH}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -256,6 +256,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="replace one parameter (repeatable); NAME may reach into a dict: model.width=32")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, stop_on_sigterm)
+    # A command that a shell starts in the background inherits an ignored SIGINT; an explicit one must still end it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     name = Path(chosen.notebook).stem
     print(f"{name} ({chosen.profile}): running", file=sys.stderr, flush=True)
