@@ -51,10 +51,13 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
              strict: bool, evaluation: int, ablation: int, tuning: int, seed: int) -> Dataset:
     """Reads and checks every record and image of the three splits, and writes the description.
 
+    root: absolute, or relative to the repository root.
+
     The subsets are drawn by image id from the seed; the ablation's lies within the evaluation's. Where one folder
     serves as validation and test split (COCO 2017), tuning images are never evaluation images. Raises
     coco.DatasetError for the first bad record.
     """
+    root = paths.ROOT / root  # a relative path means the same in a notebook, under DVC and in a test
     train = read_split(root, names["train"], strict=strict)
     splits = {"train": train}
     for split in ("val", "test"):
@@ -66,12 +69,10 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
     tunable = set(ids["val"]) - (set(subsets["evaluation"]) if names["val"] == names["test"] else set())
     subsets["tuning"] = subset_ids(sorted(tunable), min(tuning, len(tunable)), seed)
     grid = LayoutGrid(train.categories.names, image_size, bins, slots)
-    inside = Path(root).resolve().is_relative_to(paths.ROOT)
-    shown = Path(root).resolve().relative_to(paths.ROOT) if inside else Path(root).resolve()
     write_json(paths.runs(profile) / "dataset.json",
-               {"root": str(shown), "names": names, "grid": grid.to_dict(), "subsets": subsets})
+               {"root": paths.shorten(root), "names": names, "grid": grid.to_dict(), "subsets": subsets})
     layouts = {split: CocoLayouts(splits[split], image_size, slots) for split in SPLITS}
-    return Dataset(Path(root), names, grid, **layouts, subsets=subsets)
+    return Dataset(root, names, grid, **layouts, subsets=subsets)
 
 
 def load(profile: str) -> Dataset:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import nn
 
-from dive_lib import checkpoint, compvis
+from dive_lib import checkpoint, compvis, paths
 from dive_lib.coco import CocoLayouts
 
 
@@ -107,9 +107,12 @@ def device() -> str:
 
 
 def adopt_compvis(model: FirstStage, path: str) -> list[float]:
-    """Fills a model of the architecture `vq-f8` with CompVis's weights. Latents keep their scale, as in LDM."""
+    """Fills a model of the architecture `vq-f8` with CompVis's weights. Latents keep their scale, as in LDM.
+
+    path: absolute, or relative to the repository root.
+    """
     config = compvis.VQ_F8
-    state = compvis.convert_vq_first_stage(compvis.load_compvis_state(path, "first_stage"), config)
+    state = compvis.convert_vq_first_stage(compvis.load_compvis_state(paths.ROOT / path, "first_stage"), config)
     model.vq.load_state_dict(state)
     model.to(device()).eval()
     return []

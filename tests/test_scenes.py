@@ -94,3 +94,15 @@ def test_one_folder_for_validation_and_test_keeps_tuning_images_apart(tmp_path, 
     made = dataset.describe("x", root, {"train": "train", "val": "val", "test": "val"}, image_size=64, bins=33, slots=8,
                             strict=False, evaluation=6, ablation=2, tuning=10, seed=0)
     assert len(made.subsets["tuning"]) == 4 and not set(made.subsets["tuning"]) & set(made.subsets["evaluation"])
+
+
+def test_a_relative_root_means_the_repository_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data", lambda: glyphs.export(tmp_path / "digits"))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    dataset.make_scenes(tmp_path / "scenes", {"train": 2, "val": 2, "test": 2}, covered=0.25, seed=0)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    names = {split: split for split in dataset.SPLITS}
+    dataset.describe("x", "scenes", names, image_size=64, bins=33, slots=8, strict=True, evaluation=1, ablation=1,
+                     tuning=1, seed=0)
+    assert read_json(paths.runs("x") / "dataset.json")["root"] == "scenes" and len(dataset.load("x").test) == 2
