@@ -6,6 +6,7 @@ dictionary: image, and where wanted original_size, boxes_xyxy (n, 4), labels (n 
 dropped (strings).
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -56,7 +57,7 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
             axis.set_xlabel("\n".join(cell["dropped"]) or "\N{EN DASH}", fontsize=7.5, labelpad=2,
                             color=VERMILION if cell["dropped"] else MUTED)
     for axis, name in zip(axes[0], columns):
-        axis.set_title(name, loc="center", fontsize=9.5)
+        axis.set_title(textwrap.fill(name, 12), loc="center", fontsize=9.5)
     return axes[0, 0].figure
 
 

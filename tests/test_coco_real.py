@@ -1,4 +1,4 @@
-"""Real folders in COCO's layout load unmodified, with the right counts."""
+"""Real folders in COCO's layout load unmodified with the right counts, and go through the whole pipeline."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dive_lib import paths, run
 from dive_lib.coco import CocoLayouts, DatasetError, read_split, to_original
 from dive_lib.evaluation import coco_average_precision
+from dive_lib.files import read_json
 
 CASES = {
     ("coco_mini", "train2017"): {"images": 80, "objects": 731, "crowd_excluded": 8, "overfull_images": 5},
@@ -70,3 +72,22 @@ def test_perfect_detections_reach_full_precision(data, name):
     truth = json.loads(split.annotation_file.read_text())
     result = coco_average_precision(truth, detections, [image.id for image in split.images])
     assert result["AP"] > 99.9, "scaling to the model's square and back must not cost precision"
+
+
+@pytest.mark.parametrize("name, splits", [("coco_mini", ["train2017", "val2017", "val2017"]),
+                                          ("bccd", ["train2017", "val2017", "test2017"])])
+def test_trains_a_few_steps_and_is_evaluated(data, name, splits):
+    """The notebooks of the pipeline, as they are, on a real folder: nothing but its path and splits is given."""
+    settings = {"01_data": {"root": str(data / name), "splits": json.dumps(splits)},
+                "02_first_stage": {"steps": "6", "quantize_from": "3"}, "03_layout_ldm": {"steps": "6"},
+                "04_layout_prior": {"steps": "6", "decoupled_steps": "2"}, "05_detection": {"steps": "5"}}
+    for notebook, overrides in settings.items():
+        run.run(paths.ROOT / "notebooks" / f"{notebook}.ipynb", "smoke", overrides)
+    described = read_json(paths.runs("smoke") / "dataset.json")
+    assert not set(described["subsets"]["tuning"]) & set(described["subsets"]["evaluation"])
+    known = {category["id"] for category in read_json(data / name / "annotations" / f"instances_{splits[2]}.json")["categories"]}
+    for method in ("dive", "dive_best_search"):
+        row = read_json(paths.metrics("smoke", "detection"))[method]
+        assert row["n_images"] == 6 and 0 <= row["AP"] <= row["AP50"] <= 100 and row["forward_equivalents"] > 0
+        records = read_json(paths.runs("smoke") / "detection" / f"{method}_coco_results.json")
+        assert {record["category_id"] for record in records} <= known

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from dive_lib import paths
+from dive_lib import parameters, paths
+from dive_lib.files import read_json
 
 ROOT = paths.ROOT
 LONGEST_MODULE = 350
@@ -133,3 +134,14 @@ def test_data_is_in_the_store():
     assert listing.is_file(), "the listing of data/ is not in .dvcstore; run dvc push data.dvc"
     hashes += [entry["md5"] for entry in YAML(typ="safe").load(listing.read_text())]
     assert [digest for digest in hashes if not (store / digest[:2] / digest[2:]).is_file()] == []
+
+
+def test_the_images_of_coco_that_results_are_reported_on_are_written_down():
+    """val2017 serves as validation and test split: what tunes is never reported."""
+    subsets = read_json(paths.ROOT / "reports" / "paper" / "evaluation_ids.json")
+    assert {name: len(ids) for name, ids in subsets.items()} == {"evaluation": 500, "ablation": 100, "tuning": 100}
+    assert all(ids == sorted(set(ids)) for ids in subsets.values())
+    assert set(subsets["ablation"]) < set(subsets["evaluation"])
+    assert not set(subsets["tuning"]) & set(subsets["evaluation"])
+    wanted = parameters.load("paper")["data"]["subsets"]
+    assert wanted == {name: len(ids) for name, ids in subsets.items()}

@@ -3,11 +3,17 @@
 import csv
 import dataclasses
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from dive_lib import paths
+from dive_lib.checkpoint import load_tensors
 from dive_lib.train import TrainingConfig, train, write_loss_curve
 
 CONFIG = TrainingConfig(steps=20, lr=0.05, batch_size=8, ema=0.9, warmup=2)
@@ -37,6 +43,44 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert torch.equal(weights(whole), weights(parts)) and losses == again
     assert losses[-1] < losses[0]
     assert list((tmp_path / "b").iterdir()) == [], "the resume state is removed at the end"
+
+
+TRAINING = """
+import dataclasses, sys, time
+from pathlib import Path
+from dive_lib.checkpoint import save_tensors
+from dive_lib.train import train
+from tests.test_train import CONFIG, loss_of, model
+
+def slow(*arguments):
+    time.sleep(0.01)
+    return loss_of(*arguments)
+
+net = model()
+train(net, slow, dataclasses.replace(CONFIG, steps=100), scratch=Path(sys.argv[1]), identity="x", save_every=0.0)
+save_tensors(Path(sys.argv[2]), dict(net.named_parameters()))
+"""
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(tmp_path):
+    scratch, out = tmp_path / "scratch", tmp_path / "weights.safetensors"
+    command = [sys.executable, "-c", TRAINING, str(scratch), str(out)]
+    for pause in (0.0, 0.23, 0.41):
+        process = subprocess.Popen(command, cwd=paths.ROOT)
+        deadline = time.monotonic() + 60
+        before = {p: p.stat().st_mtime_ns for p in scratch.glob("*")}
+        while {p: p.stat().st_mtime_ns for p in scratch.glob("*.safetensors")} == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(pause)
+        assert process.poll() is None, "the training ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not out.exists() and list(scratch.glob("*.safetensors"))
+    subprocess.run(command, cwd=paths.ROOT, check=True)
+    whole = model()
+    train(whole, loss_of, dataclasses.replace(CONFIG, steps=100), scratch=tmp_path / "whole", identity="x")
+    killed, _ = load_tensors(out)
+    assert all(torch.equal(killed[name], p) for name, p in whole.named_parameters())
 
 
 @pytest.mark.parametrize("change", ["config", "identity"])
