@@ -1,10 +1,12 @@
-"""Searches for the same objective at about equal forward-equivalents, on the validation split.
+"""Settings of the paper's optimiser and other searches for the same objective, on the validation split.
 
     python -m benchmarks.searches --profile mini --images 40
     python -m benchmarks.searches --only straight_through local
 
-The first row is the paper's optimiser, the reference. A candidate is a row of CANDIDATES; results gather in
-runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is never looked at.
+The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
+differs in one (the profile's were chosen among them). Then come other searches at about equal forward-equivalents. A
+candidate is a row of CANDIDATES; results gather in runs/<profile>/benchmarks/<name>, and what is there already is not
+computed again. The test split is never looked at.
 """
 
 import argparse
@@ -19,18 +21,22 @@ from dive_lib.files import read_json
 from dive_lib.inversion import InversionConfig, monitor_pairs
 
 # name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to
-# the profile's local search, or None. prior: whether the prior takes part. seeds: restarts; the layout with the lowest
-# monitor on common noises is kept, and all restarts and that comparison are counted.
+# the profile's local search, or None. weight: of the prior, in place of the profile's. seeds: restarts; the layout with
+# the lowest monitor on common noises is kept, and all restarts and that comparison are counted.
 CANDIDATES = {
-    "straight_through": {"inversion": {"steps": 200}, "search": None, "prior": True},
-    "straight_through_without_prior": {"inversion": {"steps": 200}, "search": None, "prior": False},
-    "two_restarts": {"inversion": {"steps": 100}, "search": None, "prior": True, "seeds": [0, 1]},
-    "four_restarts": {"inversion": {"steps": 50}, "search": None, "prior": True, "seeds": [0, 1, 2, 3]},
-    "larger_batches": {"inversion": {"steps": 100, "batch": 8}, "search": None, "prior": True},
-    "local": {"inversion": None, "search": {}, "prior": False},
-    "local_one_round": {"inversion": None, "search": {"rounds": 1}, "prior": False},
-    "local_then_straight_through": {"inversion": {"steps": 50, "lr": 0.03, "complete_from": 0.0},
-                                    "search": {"rounds": 1}, "prior": True},
+    "straight_through": {"inversion": {}},
+    "prior_weight_0": {"inversion": {}, "weight": 0.0},
+    "prior_weight_0.03": {"inversion": {}, "weight": 0.03},
+    "prior_weight_0.3": {"inversion": {}, "weight": 0.3},
+    "without_weight_decay": {"inversion": {"weight_decay": 0.0}},
+    "illegal_boxes_allowed": {"inversion": {"legal": False}},
+    "all_timesteps": {"inversion": {"t_low": 0, "t_high": 1000, "t_interval": 20}},
+    "two_restarts": {"inversion": {"steps": 75}, "seeds": [0, 1]},
+    "larger_batches": {"inversion": {"steps": 75, "batch": 8}},
+    "straight_through_twice_as_long": {"inversion": {"steps": 300}},
+    "local": {"search": {}},
+    "local_one_round": {"search": {"rounds": 1}},
+    "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"rounds": 1}},
 }
 
 
@@ -67,17 +73,18 @@ def specification(candidate: dict, seed: int, profile: str, data: dataset.Datase
     """The run of one seed: the profile's settings with the candidate's changes."""
     settings, runs = parameters.load(profile)["detection"], paths.runs(profile)
     inversion, search = settled(candidate, settings, seed)
-    prior = [paths.shorten(runs / "layout_prior")] if candidate["prior"] else []
+    weight = candidate.get("weight", settings["prior_weight"])
+    prior = [paths.shorten(runs / "layout_prior")] if weight and inversion else []
     return detections.make_spec(
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
         first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
-        objective={"weight": settings["prior_weight"], "reduction": settings["reduction"]}, inversion=inversion,
+        objective={"weight": weight, "reduction": settings["reduction"]}, inversion=inversion,
         search=search, batch=settings["batch"])
 
 
 def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, dict | None]:
     """(inversion, search) settings of a candidate; settings: the profile's group `detection`."""
-    inversion, search = candidate["inversion"], candidate["search"]
+    inversion, search = candidate.get("inversion"), candidate.get("search")
     if inversion is not None:
         base = parameters.named("searches", "straight_through", settings["search"])
         inversion = base | {"steps": settings["steps"]} | inversion | {"seed": seed}

@@ -15,7 +15,7 @@ from dive_lib.memo import GradientMemo
 from dive_lib.objective import Cost, Objective, Pairs
 from dive_lib.progress import Progress
 from dive_lib.schedule import evenly_spaced
-from dive_lib.straight_through import complete_objects, nearest_tokens
+from dive_lib.straight_through import legal_objects, nearest_tokens, open_illegal_pairs
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,16 @@ class InversionConfig:
 
     steps: optimiser steps. init_noise: scale of the noise added to the initial embeddings, in standard deviations
     of the vocabulary; without positions in the encoder all [none] slots are alike, and only noise tells them
-    apart. batch: pairs per step. lr: AdamW's rate, falling linearly to lr * lr_end.
-    t_low, t_high, t_interval: the evenly spaced timesteps. fixed_pairs: one fixed noise per timestep, as in the
-    published classification code, or fresh noise at every draw, as in the text. in_vocabulary: equation 6, or
-    v' = v. metric: "cosine" or "l2". complete_from: share of the steps after which half objects are completed or
-    emptied (above 1: never, the paper). monitor_pairs, monitor_every: size and interval of the fixed-noise
-    monitor. patience: stop an image when its monitor has not fallen for so many steps (0: never).
-    memoise: reuse what is known of a (state, pair). bf16: bfloat16 autocast. seed: of all draws.
+    apart. batch: pairs per step. lr: AdamW's rate, falling linearly to lr * lr_end. eps: AdamW's; of the size of
+    the gradients, it lets a token move the faster the more the loss depends on it. t_low, t_high, t_interval: the
+    evenly spaced timesteps. coarse_steps: for so many steps they come from a window of half the grid that moves from
+    its top, where boxes attract from afar, to its bottom (0: from all of it, the paper). fixed_pairs: one fixed
+    noise per timestep, as in the published classification code, or fresh noise at every draw, as in the text.
+    in_vocabulary: equation 6, or v' = v. metric: "cosine" or "l2". legal: search among legal layouts only: illegal
+    boxes are opened in the forward pass, and the monitor reads whole objects (off in the paper). monitor_pairs,
+    monitor_every: size and interval of the fixed-noise monitor. patience: stop an image when its monitor has not
+    fallen for so many steps (0: never). memoise: reuse what is known of a (state, pair). bf16: bfloat16 autocast.
+    seed: of all draws.
     """
 
     steps: int = 2000
@@ -39,13 +42,15 @@ class InversionConfig:
     lr: float = 0.01
     lr_end: float = 1.0
     weight_decay: float = 0.01
+    eps: float = 1e-8
     t_low: int = 0
     t_high: int = 1000
     t_interval: int = 5
+    coarse_steps: int = 0
     fixed_pairs: bool = False
     in_vocabulary: bool = True
     metric: str = "cosine"
-    complete_from: float = 2.0
+    legal: bool = False
     monitor_pairs: int = 200
     monitor_every: int = 4
     patience: int = 0
@@ -58,7 +63,10 @@ class InversionConfig:
             raise ValueError(f"metric must be 'cosine' or 'l2', got {self.metric!r}")
         if min(self.steps, self.batch, self.monitor_every, self.monitor_pairs) < 1:
             raise ValueError(f"steps, batch, monitor_every and monitor_pairs must be >= 1, got {self}")
-        evenly_spaced(self.t_low, self.t_high, self.t_interval)
+        count = len(self.timesteps)
+        if self.coarse_steps and (count + 1) // 2 < self.batch:
+            raise ValueError(f"half of the {count} timesteps are fewer than a batch of {self.batch}; "
+                             "lower batch or t_interval, or set coarse_steps to 0")
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -134,7 +142,7 @@ class _Run:
             fixed = torch.Generator().manual_seed(config.seed + 104729)
             self.fixed = Pairs.draw(self.ldm, config.timesteps, fixed, prior=objective.uses_prior)
         self.queue = torch.empty(0, dtype=torch.long)
-        self.results = [Inverted(t.cpu()) for t in self.read_tokens(torch.arange(len(latents)), 0)]
+        self.results = [Inverted(t.cpu()) for t in self.read_tokens(torch.arange(len(latents)))]
         self.monitored = [{} for _ in self.results]
         memoise = config.memoise and config.fixed_pairs and config.in_vocabulary
         self.memos = [GradientMemo(len(config.timesteps)) if memoise else None for _ in self.results]
@@ -155,18 +163,19 @@ class _Run:
             result.states_visited = len(seen)
         return self.results
 
-    def read_tokens(self, images, step):
-        """NN(v) of some images; half objects completed where the configuration asks for it."""
+    def read_tokens(self, images, whole=False):
+        """NN(v) of some images; where the configuration asks for it, as a legal layout, or as one of whole objects."""
         v = self.v[images]
         tokens = nearest_tokens(v, self.vocabulary, self.config.metric)
-        if step >= self.config.complete_from * self.config.steps:
-            tokens = complete_objects(tokens, v, self.vocabulary, self.config.metric)
-        return tokens
+        if not self.config.legal:
+            return tokens
+        if whole:
+            return legal_objects(tokens, v, self.vocabulary, self.config.metric)
+        return open_illegal_pairs(tokens, self.none)
 
     def watch(self, step):
         """The monitor: evaluates states that it has not seen, selects the best iterate, stops patient images."""
-        complete = 0 if self.config.complete_from > 1 else self.config.steps
-        tokens = self.read_tokens(self.active, max(step, complete))
+        tokens = self.read_tokens(self.active, whole=True)
         keys = [t.cpu().numpy().tobytes() for t in tokens]
         new = [k for k, i in enumerate(self.active.tolist()) if keys[k] not in self.monitored[i]]
         if new:
@@ -190,8 +199,8 @@ class _Run:
     def step(self, step):
         """One AdamW step on the embeddings of all active images."""
         config, images = self.config, self.active
-        index, pairs = self.draw()
-        tokens = self.read_tokens(images, step)
+        index, pairs = self.draw(step)
+        tokens = self.read_tokens(images)
         v = self.vocabulary(tokens) if config.in_vocabulary else self.v[images]  # the value of v', equation 6
         v = v.detach().requires_grad_()
         with torch.enable_grad(), self.autocast():
@@ -200,12 +209,17 @@ class _Run:
                 gradient = gradient + self.prior_gradient(v, tokens, images, index, pairs)
         self.adamw(images, gradient, step)
 
-    def draw(self):
+    def draw(self, step):
         """Indices (batch,) into the timesteps and their pairs; every loop visits all timesteps in a new order."""
         config, grid = self.config, self.config.timesteps
-        while len(self.queue) < config.batch:
-            self.queue = torch.cat([self.queue, torch.randperm(len(grid), generator=self.generator)])
-        index, self.queue = self.queue[:config.batch], self.queue[config.batch:]
+        if step < config.coarse_steps:
+            width = (len(grid) + 1) // 2
+            low = round((len(grid) - width) * (1 - step / config.coarse_steps))
+            index = low + torch.randperm(width, generator=self.generator)[:config.batch]
+        else:
+            while len(self.queue) < config.batch:
+                self.queue = torch.cat([self.queue, torch.randperm(len(grid), generator=self.generator)])
+            index, self.queue = self.queue[:config.batch], self.queue[config.batch:]
         if self.fixed is not None:
             return index, self.fixed[index]
         return index, Pairs.draw(self.ldm, grid[index], self.generator, prior=self.objective.uses_prior)
@@ -253,7 +267,7 @@ class _Run:
             self.count(image, prior=batch, prior_backward=batch)
         return total
 
-    def adamw(self, images, gradient, step, betas=(0.9, 0.999), eps=1e-8):
+    def adamw(self, images, gradient, step, betas=(0.9, 0.999)):
         """AdamW as torch.optim has it, on the rows of the active images."""
         config = self.config
         lr = config.lr * (1 + (config.lr_end - 1) * step / config.steps)
@@ -261,7 +275,7 @@ class _Run:
         first = first.lerp(gradient, 1 - betas[0])
         second = second * betas[1] + gradient.square() * (1 - betas[1])
         self.moments[0][images], self.moments[1][images] = first, second
-        scale = (second / (1 - betas[1] ** (step + 1))).sqrt() + eps
+        scale = (second / (1 - betas[1] ** (step + 1))).sqrt() + config.eps
         v = self.v[images] * (1 - lr * config.weight_decay)
         self.v[images] = v - lr / (1 - betas[0] ** (step + 1)) * first / scale
 

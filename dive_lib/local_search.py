@@ -101,9 +101,13 @@ def pack(boxes: torch.Tensor, size: int, gap: int) -> list[list[int]]:
 
 
 class LocalSearch:
-    """Searches the layouts of latents (I, 4, h, w). proposals: (K, 4) coordinate tokens (`box_proposals`)."""
+    """Searches the layouts of latents (I, 4, h, w). proposals: (K, 4) coordinate tokens (`box_proposals`).
 
-    def __init__(self, objective: Objective, latents: torch.Tensor, config: SearchConfig, proposals: torch.Tensor):
+    start: layouts (I, N, 5) to begin with, of which whole objects with legal boxes are used; none by default.
+    """
+
+    def __init__(self, objective: Objective, latents: torch.Tensor, config: SearchConfig, proposals: torch.Tensor,
+                 start: torch.Tensor | None = None):
         self.objective, self.latents, self.config = objective, latents, config
         self.grid = objective.ldm.grid
         self.none = self.grid.none_tokens.to(latents.device)
@@ -111,6 +115,10 @@ class LocalSearch:
         self.side = latents.shape[-1]
         self.evaluations = [0] * len(latents)
         self.tokens = self.grid.empty(len(latents)).to(latents.device)
+        if start is not None:
+            start = start.to(latents.device)
+            legal = (start[..., 1] < start[..., 3]) & (start[..., 2] < start[..., 4])
+            self.tokens = torch.where(((start != self.none).all(-1) & legal)[..., None], start, self.tokens)
 
     def run(self, label: str = "search") -> list[Inverted]:
         config = self.config

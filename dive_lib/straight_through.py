@@ -33,13 +33,30 @@ def nearest_rows(v: torch.Tensor, table: torch.Tensor, metric: str) -> torch.Ten
     raise ValueError(f"metric must be 'cosine' or 'l2', got {metric!r}")
 
 
-def complete_objects(tokens: torch.Tensor, v: torch.Tensor, vocabulary: LayoutVocabulary,
-                     metric: str = "cosine", least: int = 3) -> torch.Tensor:
-    """Projects onto layouts without half objects: (B, N, 5) -> (B, N, 5).
+def open_illegal_pairs(tokens: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
+    """Sets the two coordinates of an axis to [none] where low >= high: (B, N, 5) -> (B, N, 5).
+
+    No training layout has such a box. The model sees no pixel in it, so its gradient is nil and the slot is dead; at
+    [none] the gradient again says where an object would help. An addition of ours.
+    """
+    tokens = tokens.clone()
+    for low, high in ((1, 3), (2, 4)):
+        given = (tokens[..., low] != none[low]) & (tokens[..., high] != none[high])
+        illegal = given & (tokens[..., low] >= tokens[..., high])
+        tokens[..., low][illegal], tokens[..., high][illegal] = none[low], none[high]
+    return tokens
+
+
+def legal_objects(tokens: torch.Tensor, v: torch.Tensor, vocabulary: LayoutVocabulary,
+                  metric: str = "cosine", least: int = 3) -> torch.Tensor:
+    """Reads (B, N, 5) as whole objects with legal boxes: what is scored is what decoding would keep.
 
     An object with at least `least` tokens other than [none] gets its nearest entries other than [none] for the
-    rest; any other object becomes empty. An addition of ours (the paper drops half objects only at the end).
+    rest; any other object, and one with low >= high, becomes empty. An addition of ours (the paper drops half and
+    illegal objects only at the end, and its monitor sees them).
     """
     none = vocabulary.grid.none_tokens.to(tokens.device)
-    complete = (tokens != none).sum(-1, keepdim=True) >= least
-    return torch.where(complete, nearest_tokens(v, vocabulary, metric, exclude_none=True), none)
+    whole = (tokens != none).sum(-1, keepdim=True) >= least
+    completed = torch.where(whole, nearest_tokens(v, vocabulary, metric, exclude_none=True), none)
+    illegal = (completed[..., 1] >= completed[..., 3]) | (completed[..., 2] >= completed[..., 4])
+    return torch.where(illegal[..., None], none, completed)

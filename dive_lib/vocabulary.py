@@ -18,11 +18,13 @@ class LayoutVocabulary(nn.Module):
     grid: what the indices mean. width: embedding width d. shared_coordinates: one coordinate table for the four
     corners (the only reading of the paper's 363M parameters that needs no 65,536-entry table) or one for each.
     init: "normal" (std `std`, as CompVis's token tables) or "sinusoid" (coordinates start as Fourier features of
-    their value, so that neighbouring coordinates have neighbouring embeddings from the first step).
+    their value, so that neighbouring coordinates have neighbouring embeddings from the first step). highest: cycles
+    over the image of the finest feature. Gradient steps on an embedding reach the next coordinates, not far ones, as
+    long as similarity falls with distance; with 8 cycles, coordinates 6 steps apart are already unrelated.
     """
 
     def __init__(self, grid: LayoutGrid, width: int, *, shared_coordinates: bool = True, init: str = "normal",
-                 std: float = 0.02):
+                 std: float = 0.02, highest: float = 8.0):
         super().__init__()
         if init not in ("normal", "sinusoid"):
             raise ValueError(f"vocabulary init must be 'normal' or 'sinusoid', got {init!r}")
@@ -31,7 +33,7 @@ class LayoutVocabulary(nn.Module):
         tables = 1 if shared_coordinates else 4
         coordinates = torch.randn(tables, grid.bins + 1, width) * std
         if init == "sinusoid":
-            coordinates[:, :-1] = std * math.sqrt(2) * fourier_features(grid.bins, width)
+            coordinates[:, :-1] = std * math.sqrt(2) * fourier_features(grid.bins, width, highest=highest)
         self.coordinate_tables = nn.Parameter(coordinates)
 
     def table(self, field: int) -> torch.Tensor:

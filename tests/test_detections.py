@@ -13,7 +13,7 @@ from tests import tiny
 from tests.test_models import first_stage
 
 SETTINGS = {"steps": 8, "batch": 2, "lr": 0.2, "t_low": 0, "t_high": 1000, "t_interval": 200, "monitor_pairs": 2,
-            "monitor_every": 2, "complete_from": 0.0}
+            "monitor_every": 2, "legal": True}
 
 
 @pytest.fixture

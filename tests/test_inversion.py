@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dive_lib.inversion import InversionConfig, invert, monitor_pairs
+from dive_lib.inversion import InversionConfig, _Run, invert, monitor_pairs
 from dive_lib.objective import Pairs
 from tests.tiny import latents, layouts, objective
 
@@ -43,7 +43,8 @@ def test_matches_autograd_and_torch_adamw():
     assert len({round(value, 6) for value in values}) > 1, "the state never changed: the test shows nothing"
 
 
-@pytest.mark.parametrize("settings", [{}, {"fixed_pairs": True}, {"in_vocabulary": False}, {"complete_from": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"fixed_pairs": True}, {"in_vocabulary": False}, {"legal": True},
+                                      {"coarse_steps": 4}])
 def test_many_images_equal_one_at_a_time(settings):
     dive, config = objective(), dataclasses.replace(CONFIG, **settings)
     together = invert(dive, latents(3), config)
@@ -52,6 +53,16 @@ def test_many_images_equal_one_at_a_time(settings):
         assert torch.equal(alone.tokens, together[k].tokens)
         assert alone.convergence_step == together[k].convergence_step
         torch.testing.assert_close(torch.tensor(alone.curve), torch.tensor(together[k].curve), atol=1e-5, rtol=0)
+
+
+def test_timesteps_go_from_coarse_to_fine_and_then_come_from_all():
+    config = dataclasses.replace(CONFIG, t_low=0, t_high=1000, t_interval=50, batch=4, fixed_pairs=True, coarse_steps=6)
+    run = _Run(objective(prior=False), latents(1), config, None)
+    drawn = [run.draw(step)[1].t for step in range(6 + 5)]
+    assert drawn[0].min() >= 500 and drawn[5].max() < 600 and all(len(t) == 4 for t in drawn)
+    assert sorted(torch.cat(drawn[6:]).tolist()) == config.timesteps.tolist()
+    with pytest.raises(ValueError, match="lower batch or t_interval"):
+        dataclasses.replace(config, batch=11)
 
 
 def test_memoised_states_change_nothing_but_the_cost():
