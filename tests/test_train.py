@@ -68,8 +68,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(tmp_pa
     for pause in (0.0, 0.23, 0.41):
         process = subprocess.Popen(command, cwd=paths.ROOT)
         deadline = time.monotonic() + 60
-        before = {p: p.stat().st_mtime_ns for p in scratch.glob("*")}
-        while {p: p.stat().st_mtime_ns for p in scratch.glob("*.safetensors")} == before and time.monotonic() < deadline:
+        before = saved(scratch)
+        while saved(scratch) == before and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(pause)
         assert process.poll() is None, "the training ended before it could be killed"
@@ -81,6 +81,10 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(tmp_pa
     train(whole, loss_of, dataclasses.replace(CONFIG, steps=100), scratch=tmp_path / "whole", identity="x")
     killed, _ = load_tensors(out)
     assert all(torch.equal(killed[name], p) for name, p in whole.named_parameters())
+
+
+def saved(scratch):
+    return {path: path.stat().st_mtime_ns for path in scratch.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("change", ["config", "identity"])
