@@ -4,7 +4,7 @@
     python -m benchmarks.searches --only straight_through local
 
 The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
-differs in one (the profile's were chosen among them). Then come other searches at about equal forward-equivalents. A
+differs in one. Then come other searches. `relative_cost` is that in forward-equivalents to the reference's. A
 candidate is a row of CANDIDATES; results gather in runs/<profile>/benchmarks/<name>, and what is there already is not
 computed again. The test split is never looked at.
 """

@@ -210,7 +210,7 @@ class _Run:
         self.adamw(images, gradient, step)
 
     def draw(self, step):
-        """Indices (batch,) into the timesteps and their pairs; every loop visits all timesteps in a new order."""
+        """Indices (batch,) into the timesteps, and their pairs; after coarse_steps, every loop visits all timesteps."""
         config, grid = self.config, self.config.timesteps
         if step < config.coarse_steps:
             width = (len(grid) + 1) // 2

@@ -78,8 +78,7 @@ class LayoutGrid:
         """
         none = tokens == self.none_tokens
         corners = tokens[:, 1:]
-        illegal = (corners[:, 0] >= corners[:, 2]) | (corners[:, 1] >= corners[:, 3])
-        kept = ~none.any(1) & ~illegal
+        kept = ~none.any(1) & ~illegal_boxes(corners)
         reasons = [
             None if kept[i] or none[i].all() else ("none" if none[i].any() else "illegal")
             for i in range(len(tokens))
@@ -107,6 +106,11 @@ class DecodedLayout:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+
+def illegal_boxes(corners: torch.Tensor) -> torch.Tensor:
+    """Whether x1 >= x2 or y1 >= y2, Algorithm 1's last line: coordinate tokens (..., 4) -> (...)."""
+    return (corners[..., :2] >= corners[..., 2:]).any(-1)
 
 
 def shuffle_slots(tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from dive_lib.inversion import Inverted
+from dive_lib.layout import illegal_boxes
 from dive_lib.objective import Objective, Pairs
 from dive_lib.progress import Progress
 from dive_lib.schedule import evenly_spaced
@@ -101,13 +102,9 @@ def pack(boxes: torch.Tensor, size: int, gap: int) -> list[list[int]]:
 
 
 class LocalSearch:
-    """Searches the layouts of latents (I, 4, h, w). proposals: (K, 4) coordinate tokens (`box_proposals`).
+    """Searches the layouts of latents (I, 4, h, w). proposals: (K, 4) coordinate tokens (`box_proposals`)."""
 
-    start: layouts (I, N, 5) to begin with, of which whole objects with legal boxes are used; none by default.
-    """
-
-    def __init__(self, objective: Objective, latents: torch.Tensor, config: SearchConfig, proposals: torch.Tensor,
-                 start: torch.Tensor | None = None):
+    def __init__(self, objective: Objective, latents: torch.Tensor, config: SearchConfig, proposals: torch.Tensor):
         self.objective, self.latents, self.config = objective, latents, config
         self.grid = objective.ldm.grid
         self.none = self.grid.none_tokens.to(latents.device)
@@ -115,10 +112,6 @@ class LocalSearch:
         self.side = latents.shape[-1]
         self.evaluations = [0] * len(latents)
         self.tokens = self.grid.empty(len(latents)).to(latents.device)
-        if start is not None:
-            start = start.to(latents.device)
-            legal = (start[..., 1] < start[..., 3]) & (start[..., 2] < start[..., 4])
-            self.tokens = torch.where(((start != self.none).all(-1) & legal)[..., None], start, self.tokens)
 
     def run(self, label: str = "search") -> list[Inverted]:
         config = self.config
@@ -201,7 +194,7 @@ class LocalSearch:
         moves = torch.cat([moves, -moves, torch.zeros(1, 4, dtype=torch.long)]).to(self.tokens.device) * step
         boxes = self.tokens[:, None, :, 1:] + moves[:, None]  # (I, M, N, 4)
         boxes = boxes.clamp(0, self.grid.bins - 1)
-        legal = (boxes[..., 0] < boxes[..., 2]) & (boxes[..., 1] < boxes[..., 3]) & self.present[:, None]
+        legal = ~illegal_boxes(boxes) & self.present[:, None]
         candidates = self.tokens[:, None].repeat(1, len(moves), 1, 1)
         candidates[..., 1:] = torch.where(legal[..., None], boxes, candidates[..., 1:])
         maps = self.maps(candidates, pairs)

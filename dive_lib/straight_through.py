@@ -7,6 +7,7 @@ search for the nearest entry were the identity. Each field is searched in its ow
 import torch
 import torch.nn.functional as F
 
+from dive_lib.layout import illegal_boxes
 from dive_lib.vocabulary import LayoutVocabulary
 
 
@@ -58,5 +59,4 @@ def legal_objects(tokens: torch.Tensor, v: torch.Tensor, vocabulary: LayoutVocab
     none = vocabulary.grid.none_tokens.to(tokens.device)
     whole = (tokens != none).sum(-1, keepdim=True) >= least
     completed = torch.where(whole, nearest_tokens(v, vocabulary, metric, exclude_none=True), none)
-    illegal = (completed[..., 1] >= completed[..., 3]) | (completed[..., 2] >= completed[..., 4])
-    return torch.where(illegal[..., None], none, completed)
+    return torch.where(illegal_boxes(completed[..., 1:])[..., None], none, completed)

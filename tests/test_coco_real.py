@@ -77,7 +77,7 @@ def test_perfect_detections_reach_full_precision(data, name):
 @pytest.mark.parametrize("name, splits", [("coco_mini", ["train2017", "val2017", "val2017"]),
                                           ("bccd", ["train2017", "val2017", "test2017"])])
 def test_trains_a_few_steps_and_is_evaluated(data, name, splits):
-    """The notebooks of the pipeline, as they are, on a real folder: nothing but its path and splits is given."""
+    """The notebooks of the pipeline, as they are, on a real folder: its path and splits are given, and fewer steps."""
     settings = {"01_data": {"root": str(data / name), "splits": json.dumps(splits)},
                 "02_first_stage": {"steps": "6", "quantize_from": "3"}, "03_layout_ldm": {"steps": "6"},
                 "04_layout_prior": {"steps": "6", "decoupled_steps": "2"}, "05_detection": {"steps": "5"}}
