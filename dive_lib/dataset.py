@@ -39,11 +39,16 @@ class Dataset:
         return read_json(self.root / "annotations" / f"instances_{self.names[split]}.json")
 
 
-def make_scenes(root: Path, counts: dict[str, int], *, covered: float, seed: int) -> Path:
-    """Composes the scenes of the three splits, each from its own glyphs: counts {"train": 12000, ...}."""
+def make_scenes(root: Path, counts: dict[str, int], *, seed: int, shares: tuple[float, ...] = scenes.OBJECTS,
+                covered: float = scenes.COVERED) -> Path:
+    """Composes the scenes of the three splits, each from its own glyphs: counts {"train": 12000, ...}.
+
+    shares: of scenes with one, two, three and four digits. covered: share of neighbours that cover each other in part.
+    """
     for split in SPLITS:
         digits, labels = glyphs.load(paths.data(), split)
-        scenes.write_split(root, split, digits, labels, counts[split], seed=seed, covered=covered)
+        scenes.write_split(root, split, digits, labels, counts[split], seed=seed, shares=shares,
+                           covered=covered)
     return root
 
 

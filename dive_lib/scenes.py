@@ -20,6 +20,8 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 COLOURS = {"red": (235, 60, 55), "orange": (245, 150, 40), "yellow": (240, 225, 70), "green": (75, 205, 80),
            "cyan": (70, 215, 220), "blue": (80, 120, 250), "purple": (170, 90, 235), "white": (235, 235, 235)}
 SIZE = 64
+OBJECTS = (0.4, 0.35, 0.2, 0.05)  # shares of scenes with one, two, three and four digits
+COVERED = 0.15  # share of neighbours that cover each other in part
 
 
 @dataclass
@@ -32,9 +34,10 @@ class SceneObject:
     box_xyxy: tuple[int, int, int, int]
 
 
-def draw_layout(labels: np.ndarray, rng: np.random.Generator, *, covered: float = 0.25) -> list[SceneObject]:
-    """Draws the objects of one scene from left to right. `covered`: share of neighbours that overlap."""
-    count = rng.choice([1, 2, 3, 4], p=[0.25, 0.4, 0.25, 0.1])
+def draw_layout(labels: np.ndarray, rng: np.random.Generator, *, shares: tuple[float, ...] = OBJECTS,
+                covered: float = COVERED) -> list[SceneObject]:
+    """Draws the objects of one scene from left to right. `shares`, `covered`: as the constants above."""
+    count = rng.choice([1, 2, 3, 4], p=shares)
     parity = rng.integers(2)
     same = rng.random(count) < 0.8
     classes = [int(2 * rng.integers(5) + (parity if keep else 1 - parity)) for keep in same]
@@ -104,18 +107,18 @@ def caption(objects: list[SceneObject]) -> str:
 
 
 def write_split(root: Path, split: str, glyphs: np.ndarray, labels: np.ndarray, count: int, *, seed: int,
-                covered: float = 0.25) -> dict:
+                shares: tuple[float, ...] = OBJECTS, covered: float = COVERED) -> dict:
     """Writes `count` scenes as <root>/<split>/*.png and <root>/annotations/{instances,captions}_<split>.json.
 
-    glyphs (n, 8, 8) in [0, 1] and labels (n,) are those of this split alone. Scene i depends only on
-    (seed, split, i). Returns the instances dictionary.
+    glyphs (n, 8, 8) in [0, 1] and labels (n,) are those of this split alone. shares, covered: as the constants above.
+    Scene i depends only on them and on (seed, split, i). Returns the instances dictionary.
     """
     root = Path(root)
     (root / split).mkdir(parents=True, exist_ok=True)
     images, annotations, captions = [], [], []
     for i in range(count):
         rng = np.random.default_rng([seed, sum(split.encode()), i])
-        objects = draw_layout(labels, rng, covered=covered)
+        objects = draw_layout(labels, rng, shares=shares, covered=covered)
         pixels, masks = render(objects, glyphs, rng)
         name = f"{i:06d}.png"
         Image.fromarray(pixels).save(root / split / name, compress_level=1)
