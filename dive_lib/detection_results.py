@@ -46,8 +46,8 @@ def summarise(results: list[dict]) -> dict:
 def inverted(result: dict) -> Inverted:
     """The trajectory of one image as written on disk."""
     cost = Cost(**{key: value for key, value in result["cost"].items() if key in vars(Cost())})
-    return Inverted(torch.tensor(result["tokens"]), result["monitor"], result["convergence_step"], result["curve"],
-                    result["improvements"], result["states_visited"], cost)
+    return Inverted(torch.tensor(result["tokens"]), torch.tensor(result["nearest"]), result["monitor"],
+                    result["convergence_step"], result["curve"], result["improvements"], result["states_visited"], cost)
 
 
 def ended_at(runner: Runner, results: list[dict], steps: list[int]) -> list[dict]:

@@ -158,11 +158,11 @@ class Runner:
         split = read_split(paths.ROOT / spec["data"], spec["split"], categories=train.categories, check_images=False)
         self.layouts = CocoLayouts(split, grid.image_size, grid.slots)
         self.index = {self.layouts.image_id(i): i for i in range(len(self.layouts))}
-        self.config = InversionConfig(**(spec["inversion"] or {}))
         if spec["search"] is not None:
             self.search = SearchConfig(**spec["search"])
             tokens = LayoutTokens(CocoLayouts(train, grid.image_size, grid.slots), grid).tokens
             self.proposals = box_proposals(tokens, grid, self.search.proposals)
+        self.config = self.search.monitor if spec["inversion"] is None else InversionConfig(**spec["inversion"])
 
     def latents(self, image_ids: list[int]) -> torch.Tensor:
         images = load_images(self.layouts, [self.index[i] for i in image_ids])
@@ -209,8 +209,10 @@ class Runner:
         detections = [
             {"image_id": image_id, "category_id": categories[c], "bbox": [round(v, 3) for v in box], "score": score}
             for box, c, score in zip(boxes.tolist(), decoded.class_ids.tolist(), confidence[decoded.slots].tolist())]
-        return {"image_id": image_id, "detections": detections, "dropped": decoded.dropped,
-                "tokens": result.tokens.tolist(), "monitor": result.monitor if result.curve else None,
+        kept = set(decoded.slots.tolist())  # an object with a [none] may have been completed, and then is not dropped
+        dropped = [d for d in self.ldm.grid.decode(result.nearest).dropped if d["slot"] not in kept]
+        return {"image_id": image_id, "detections": detections, "dropped": dropped,
+                "tokens": result.tokens.tolist(), "nearest": result.nearest.tolist(), "monitor": result.monitor if result.curve else None,
                 "convergence_step": result.convergence_step, "states_visited": result.states_visited,
                 "curve": result.curve, "improvements": result.improvements, "cost": result.cost.to_dict(),
                 "confidence_forward": confidence_forward}

@@ -77,12 +77,14 @@ class InversionConfig:
 class Inverted:
     """The result for one image.
 
-    tokens (N, 5): the selected layout y*, before objects are dropped. monitor: its monitor value.
+    tokens (N, 5): the selected layout y*, before objects are dropped. nearest (N, 5): the nearest entries that it was
+    read from, the same unless the configuration asks for legal layouts. monitor: its monitor value.
     convergence_step: the step that reached it. curve: [step, monitor, forward-equivalents so far] at every
-    evaluation. improvements: [step, monitor, tokens] whenever the monitor fell. cost: of this image alone.
+    evaluation. improvements: [step, monitor, tokens, nearest] whenever the monitor fell. cost: of this image alone.
     """
 
     tokens: torch.Tensor
+    nearest: torch.Tensor
     monitor: float = float("inf")
     convergence_step: int = 0
     curve: list = field(default_factory=list)
@@ -92,11 +94,13 @@ class Inverted:
 
     def after(self, steps: int) -> "Inverted":
         """What a run of so many steps would have selected; exact where lr_end = 1. Of the cost, `curve` has the sum."""
-        result = Inverted(self.tokens, curve=[c for c in self.curve if c[0] <= steps])
-        for step, value, tokens in self.improvements:
+        result = Inverted(self.tokens, self.nearest, curve=[c for c in self.curve if c[0] <= steps])
+        for improvement in self.improvements:
+            step, value, tokens, nearest = improvement
             if step <= steps:
-                result.tokens, result.monitor, result.convergence_step = torch.tensor(tokens), value, step
-                result.improvements.append([step, value, tokens])
+                result.tokens, result.nearest = torch.tensor(tokens), torch.tensor(nearest)
+                result.monitor, result.convergence_step = value, step
+                result.improvements.append(improvement)
         return result
 
     def stopped_at(self, patience: int) -> int:
@@ -142,7 +146,7 @@ class _Run:
             fixed = torch.Generator().manual_seed(config.seed + 104729)
             self.fixed = Pairs.draw(self.ldm, config.timesteps, fixed, prior=objective.uses_prior)
         self.queue = torch.empty(0, dtype=torch.long)
-        self.results = [Inverted(t.cpu()) for t in self.read_tokens(torch.arange(len(latents)))]
+        self.results = [Inverted(t.cpu(), t.cpu()) for t in self.nearest(torch.arange(len(latents)))]
         self.monitored = [{} for _ in self.results]
         memoise = config.memoise and config.fixed_pairs and config.in_vocabulary
         self.memos = [GradientMemo(len(config.timesteps)) if memoise else None for _ in self.results]
@@ -163,19 +167,16 @@ class _Run:
             result.states_visited = len(seen)
         return self.results
 
-    def read_tokens(self, images, whole=False):
-        """NN(v) of some images; where the configuration asks for it, as a legal layout, or as one of whole objects."""
-        v = self.v[images]
-        tokens = nearest_tokens(v, self.vocabulary, self.config.metric)
-        if not self.config.legal:
-            return tokens
-        if whole:
-            return legal_objects(tokens, v, self.vocabulary, self.config.metric)
-        return open_illegal_pairs(tokens, self.none)
+    def nearest(self, images):
+        """NN(v) of some images."""
+        return nearest_tokens(self.v[images], self.vocabulary, self.config.metric)
 
     def watch(self, step):
         """The monitor: evaluates states that it has not seen, selects the best iterate, stops patient images."""
-        tokens = self.read_tokens(self.active, whole=True)
+        nearest = self.nearest(self.active)
+        tokens = nearest
+        if self.config.legal:
+            tokens = legal_objects(nearest, self.v[self.active], self.vocabulary, self.config.metric)
         keys = [t.cpu().numpy().tobytes() for t in tokens]
         new = [k for k, i in enumerate(self.active.tolist()) if keys[k] not in self.monitored[i]]
         if new:
@@ -190,8 +191,9 @@ class _Run:
             result, value = self.results[image], self.monitored[image][keys[k]]
             result.curve.append([step, value, result.cost.forward_equivalents])
             if value < result.monitor:
-                result.tokens, result.monitor, result.convergence_step = tokens[k].cpu(), value, step
-                result.improvements.append([step, value, tokens[k].tolist()])
+                result.tokens, result.nearest = tokens[k].cpu(), nearest[k].cpu()
+                result.monitor, result.convergence_step = value, step
+                result.improvements.append([step, value, tokens[k].tolist(), nearest[k].tolist()])
             waited = step - result.convergence_step
             keep.append(not self.config.patience or waited < self.config.patience)
         self.active = self.active[torch.tensor(keep, dtype=torch.bool)]
@@ -200,7 +202,9 @@ class _Run:
         """One AdamW step on the embeddings of all active images."""
         config, images = self.config, self.active
         index, pairs = self.draw(step)
-        tokens = self.read_tokens(images)
+        tokens = self.nearest(images)
+        if config.legal:
+            tokens = open_illegal_pairs(tokens, self.none)
         v = self.vocabulary(tokens) if config.in_vocabulary else self.v[images]  # the value of v', equation 6
         v = v.detach().requires_grad_()
         with torch.enable_grad(), self.autocast():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dive_lib.inversion import Inverted
+from dive_lib.inversion import Inverted, InversionConfig
 from dive_lib.layout import illegal_boxes
 from dive_lib.objective import Objective, Pairs
 from dive_lib.progress import Progress
@@ -48,6 +48,12 @@ class SearchConfig:
     propose_gain: float = 0.0003
     keep_gain: float = 0.001
     seed: int = 0
+
+    @property
+    def monitor(self) -> InversionConfig:
+        """Settings under which `inversion.monitor_pairs` draws the pairs that score what was found."""
+        return InversionConfig(t_low=self.t_low, t_high=self.t_high, t_interval=1, monitor_pairs=self.monitor_pairs,
+                               seed=self.seed)
 
 
 def box_proposals(tokens: torch.Tensor, grid, count: int, seed: int = 0, rounds: int = 20) -> torch.Tensor:
@@ -129,7 +135,7 @@ class LocalSearch:
         self.prune(self.pairs(config.monitor_pairs, 6))
         results = []
         for image, tokens in enumerate(self.tokens.cpu()):
-            result = Inverted(tokens, convergence_step=config.rounds)
+            result = Inverted(tokens, tokens, convergence_step=config.rounds)
             result.cost.forward = self.evaluations[image]
             results.append(result)
         return results

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
+from dive_lib.coco import CocoLayouts
 from dive_lib.figures import BLUE, GREY, INK, MUTED, ORANGE, VERMILION, styled
 from dive_lib.layout import FIELDS, LayoutGrid
 
@@ -23,6 +24,21 @@ COLOURS = ("#56b4e9", "#ffa726", "#2ee6a8", "#f5e663", "#ff8ad8", "#8da2ff", "#f
            "#e0e0e0")
 """Of boxes by class, bright enough for dark images; the label's text also tells classes apart."""
 WIDTH = 8.0  # inches
+
+
+def annotated(layouts: CocoLayouts, index: int) -> dict:
+    """A cell: one image of a split with its annotations."""
+    names = [layouts.categories.names[c] for c in layouts.class_ids(index)]
+    return {"image": layouts.load_image(index), "boxes_xyxy": layouts.boxes_xyxy(index), "labels": names}
+
+
+def detected(layouts: CocoLayouts, grid: LayoutGrid, result: Mapping, title: str = "") -> dict:
+    """A cell: the image of a detection result (`detections.run`) with the boxes that were found."""
+    index = next(i for i in range(len(layouts)) if layouts.image_id(i) == result["image_id"])
+    decoded = grid.decode(torch.tensor(result["tokens"]))
+    cell = {"image": layouts.load_image(index), "boxes_xyxy": decoded.boxes_xyxy,
+            "labels": [grid.classes[c] for c in decoded.class_ids]}
+    return cell | {"title": title} if title else cell
 
 
 @styled

@@ -91,6 +91,26 @@ def test_results_are_coco_records_with_the_removal_as_score(world):
     assert {r["score"] for r in detections_of(results, constant=True)} == {1.0}
 
 
+def test_a_search_scores_with_its_own_monitor(world):
+    runner = detections.Runner(spec(prior=[], inversion=None, search={"monitor_pairs": 3, "t_low": 200, "t_high": 500}))
+    pairs = detections.monitor_pairs(runner.objective, runner.config)
+    assert len(pairs) == 3 and pairs.t.min() >= 200 and pairs.t.max() < 500
+
+
+def test_dropped_objects_are_those_that_reading_and_decoding_left_out(world):
+    """[none] tokens that were completed make no dropped object; half objects and illegal boxes do, legal or not."""
+    runner = detections.Runner(spec(prior=[]))
+    none = runner.ldm.grid.none_tokens
+    nearest = torch.stack([torch.tensor([3, 2, 2, 6, 8]), torch.tensor([4, 9, 2, 12, int(none[4])]),
+                           torch.tensor([5, *none[1:].tolist()]), torch.tensor([6, 9, 2, 3, 8])])
+    tokens = torch.stack([nearest[0], torch.tensor([4, 9, 2, 12, 7]), none, none])
+    row = runner.describe(1, detections.Inverted(tokens, nearest), torch.zeros(4), 0)
+    assert [d["category_id"] for d in row["detections"]] == [4, 5]
+    assert [(d["slot"], d["reason"]) for d in row["dropped"]] == [(2, "none"), (3, "illegal")]
+    row = runner.describe(1, detections.Inverted(nearest, nearest), torch.zeros(4), 0)
+    assert [(d["slot"], d["reason"]) for d in row["dropped"]] == [(1, "none"), (2, "none"), (3, "illegal")]
+
+
 def test_a_shorter_run_is_read_off_a_longer_one(world):
     runs = {}
     for steps in (4, 8):

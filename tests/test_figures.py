@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_lib import figures, layout_figures, pictures
+from dive_lib import figures, glyphs, layout_figures, pictures, scenes
+from dive_lib.coco import CocoLayouts, read_split
 from dive_lib.files import write_text
 from dive_lib.layout import LayoutGrid
 from dive_lib.layout_figures import layout_summary
@@ -181,3 +182,17 @@ def test_comparison_lists_dropped_objects_and_shortens_the_list():
 def test_no_image_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         pictures.image_grid([])
+
+
+def test_cells_show_an_image_with_its_annotations_or_its_detections(tmp_path):
+    glyphs.export(tmp_path / "data")
+    digits, labels = glyphs.load(tmp_path / "data", "val")
+    scenes.write_split(tmp_path / "scenes", "val", digits, labels, 2, seed=0)
+    layouts = CocoLayouts(read_split(tmp_path / "scenes", "val"), 64, 4)
+    grid = LayoutGrid(scenes.CLASSES, image_size=64, bins=33, slots=4)
+    truth = pictures.annotated(layouts, 1)
+    tokens = grid.encode(layouts.boxes_xyxy(1), layouts.class_ids(1))
+    found = pictures.detected(layouts, grid, {"image_id": layouts.image_id(1), "tokens": tokens.tolist()}, "found")
+    assert found["title"] == "found" and "title" not in truth
+    assert torch.equal(found["image"], truth["image"]) and torch.equal(found["boxes_xyxy"], truth["boxes_xyxy"])
+    assert found["labels"] == truth["labels"]

@@ -40,6 +40,13 @@ def test_layouts_have_structure_worth_a_prior(digits):
     assert 0.05 < len(overlapping) / len(drawn) < 0.6, "some are partly covered"
 
 
+def test_shares_decide_how_many_digits_and_how_many_overlap(digits):
+    rng = np.random.default_rng(0)
+    drawn = [draw_layout(digits[1], rng, shares=(0, 0, 1, 0), covered=0) for _ in range(50)]
+    assert {len(objects) for objects in drawn} == {3}
+    assert not any(a.box_xyxy[2] > b.box_xyxy[0] + 2 for o in drawn for a, b in zip(o, o[1:]))
+
+
 def test_masks_are_the_visible_parts(digits):
     front_and_back = [SceneObject(8, "red", 0, (10, 10, 40, 50)), SceneObject(8, "blue", 1, (20, 10, 50, 50))]
     pixels, masks = render(front_and_back, digits[0], np.random.default_rng(0))
