@@ -92,21 +92,25 @@ def _run_processes(directory: Path, spec: dict, workers: int, progress: Progress
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
     commands = [[sys.executable, "-m", "dive_lib.detections", str(directory), "--shard", f"{k}/{workers}"]
                 for k in range(workers)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+    logs = [directory / f".shard-{k}.log" for k in range(workers)]
+    processes = []
     try:
+        for command, log in zip(commands, logs):
+            with log.open("w") as stream:
+                processes.append(subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment,
+                                                  stdout=subprocess.DEVNULL, stderr=stream))
         while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            time.sleep(0.2)
-            progress.update(_present(directory, spec) - progress.done)
-        for process in processes:
+            time.sleep(0.2)  # images end batch by batch; between them, one worker's own line shows that work goes on
+            lines = logs[0].read_text().splitlines()
+            progress.update(_present(directory, spec) - progress.done, worker=lines[-1] if lines else "starts")
+        for process, log in zip(processes, logs):
             if process.poll():
-                raise RuntimeError(f"{progress.label} failed:\n{process.stderr.read()[-2000:]}")
+                raise RuntimeError(f"{progress.label} failed:\n{log.read_text()[-2000:]}")
         progress.update(_present(directory, spec) - progress.done)
     finally:
         for process in processes:
             process.terminate()
             process.wait()
-            process.stderr.close()
 
 
 def _present(directory: Path, spec: dict) -> int:
