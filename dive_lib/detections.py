@@ -216,7 +216,8 @@ class Runner:
         kept = set(decoded.slots.tolist())  # an object with a [none] may have been completed, and then is not dropped
         dropped = [d for d in self.ldm.grid.decode(result.nearest).dropped if d["slot"] not in kept]
         return {"image_id": image_id, "detections": detections, "dropped": dropped,
-                "tokens": result.tokens.tolist(), "nearest": result.nearest.tolist(), "monitor": result.monitor if result.curve else None,
+                "tokens": result.tokens.tolist(), "nearest": result.nearest.tolist(),
+                "monitor": result.monitor if result.curve else None,
                 "convergence_step": result.convergence_step, "states_visited": result.states_visited,
                 "curve": result.curve, "improvements": result.improvements, "cost": result.cost.to_dict(),
                 "confidence_forward": confidence_forward}
