@@ -5,4 +5,9 @@ One concept per module; import the module that you need (`from dive_lib import s
 so that light commands (the runner, the test of the environment) start without loading PyTorch.
 """
 
+import warnings
+
+# tqdm, which diffusers imports, asks for a widget that no notebook here uses; `dive_lib.progress` shows progress.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """Charts of the report, all in one style: tidy data in, a matplotlib Figure out.
 
 The style is meant for 800 pixels of width: seaborn's ticks theme and its colour-blind-safe palette. Each
-function draws under that style whatever the caller has set. The figures are unknown to pyplot, so a notebook
-shows one exactly when it is the last expression of a cell. AP is always in percent.
+function draws under that style whatever the caller has set. The figures are unknown to pyplot: a notebook saves and
+shows one by `show`. AP is always in percent.
 """
 
 import functools
@@ -14,6 +14,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython.display import Image, display
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
@@ -62,6 +63,11 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int = 130) -> Path:
     with plt.style.context(["default", STYLE]), atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
     return path
+
+
+def show(figure: Figure, path: str | os.PathLike) -> None:
+    """Saves a figure and shows, in a notebook, the file that was written."""
+    display(Image(filename=save(figure, path)))
 
 
 @styled

@@ -196,3 +196,10 @@ def test_cells_show_an_image_with_its_annotations_or_its_detections(tmp_path):
     assert found["title"] == "found" and "title" not in truth
     assert torch.equal(found["image"], truth["image"]) and torch.equal(found["boxes_xyxy"], truth["boxes_xyxy"])
     assert found["labels"] == truth["labels"]
+
+
+def test_show_saves_a_figure_and_shows_the_saved_file(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", shown.append)
+    figures.show(pictures.image_grid([image()]), tmp_path / "a.png")
+    assert [image.data for image in shown] == [(tmp_path / "a.png").read_bytes()]
