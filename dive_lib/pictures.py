@@ -62,8 +62,9 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
     """
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"each row needs {len(columns)} cells, one a column, got {list(map(len, rows))}")
-    rows = [[dict(cell, dropped=_shortened(cell["dropped"])) if "dropped" in cell else cell for cell in row]
-            for row in rows]
+    letters = round(140 / len(columns))  # of the small print that fit into a column
+    rows = [[dict(cell, dropped=[line for text in _shortened(cell["dropped"]) for line in textwrap.wrap(text, letters)])
+             if "dropped" in cell else cell for cell in row] for row in rows]
     cells = [cell for row in rows for cell in row]
     axes = _grid(cells, len(columns), top=0.27)
     colours = _colours(cells, classes)
