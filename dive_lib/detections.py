@@ -59,7 +59,7 @@ def prepare(directory: Path | str, spec: dict) -> Path:
     described = directory / "spec.json"
     if described.exists() and read_json(described) != spec:
         for result in directory.glob("*.json"):
-            result.unlink()
+            result.unlink(missing_ok=True)
     if not described.exists():
         write_json(described, spec)
     return directory
