@@ -148,9 +148,14 @@ class CocoLayouts:
             raise ValueError(f"image_size and slots must be positive, got {image_size} and {slots}")
         self.split, self.image_size, self.slots = split, image_size, slots
         self.categories = split.categories
+        self._index = {image.id: i for i, image in enumerate(split.images)}
 
     def __len__(self) -> int:
         return len(self.split.images)
+
+    def index_of(self, image_id: int) -> int:
+        """The place i of the image with this id; KeyError if the split has none."""
+        return self._index[image_id]
 
     def image_id(self, i: int) -> int:
         """COCO's id of image i."""

@@ -161,7 +161,6 @@ class Runner:
         train = read_split(paths.ROOT / spec["data"], spec["train_split"], check_images=False)
         split = read_split(paths.ROOT / spec["data"], spec["split"], categories=train.categories, check_images=False)
         self.layouts = CocoLayouts(split, grid.image_size, grid.slots)
-        self.index = {self.layouts.image_id(i): i for i in range(len(self.layouts))}
         if spec["search"] is not None:
             self.search = SearchConfig(**spec["search"])
             tokens = LayoutTokens(CocoLayouts(train, grid.image_size, grid.slots), grid).tokens
@@ -169,14 +168,14 @@ class Runner:
         self.config = self.search.monitor if spec["inversion"] is None else InversionConfig(**spec["inversion"])
 
     def latents(self, image_ids: list[int]) -> torch.Tensor:
-        images = load_images(self.layouts, [self.index[i] for i in image_ids])
+        images = load_images(self.layouts, [self.layouts.index_of(i) for i in image_ids])
         with torch.no_grad():
             return self.first_stage.encode(images.to(self.first_stage.latent_mean.device))
 
     def truth(self, image_ids: list[int]) -> torch.Tensor:
         """(B, N, 5) tokens of the annotations."""
         generator = torch.Generator().manual_seed(0)
-        draws = [self.layouts.draw(self.index[i], generator) for i in image_ids]
+        draws = [self.layouts.draw(self.layouts.index_of(i), generator) for i in image_ids]
         return torch.stack([self.ldm.grid.encode(*draw) for draw in draws])
 
     def detect(self, image_ids: list[int]) -> list[dict]:
@@ -207,7 +206,7 @@ class Runner:
 
     def describe(self, image_id, result, confidence, confidence_forward) -> dict:
         decoded = self.ldm.grid.decode(result.tokens)
-        boxes = to_original(decoded.boxes_xyxy, self.layouts.original_size(self.index[image_id]),
+        boxes = to_original(decoded.boxes_xyxy, self.layouts.original_size(self.layouts.index_of(image_id)),
                             self.ldm.grid.image_size)
         categories = self.layouts.categories.ids
         detections = [

@@ -34,7 +34,7 @@ def annotated(layouts: CocoLayouts, index: int) -> dict:
 
 def detected(layouts: CocoLayouts, grid: LayoutGrid, result: Mapping, title: str = "") -> dict:
     """A cell: the image of a detection result (`detections.run`) with the boxes that were found."""
-    index = next(i for i in range(len(layouts)) if layouts.image_id(i) == result["image_id"])
+    index = layouts.index_of(result["image_id"])
     decoded = grid.decode(torch.tensor(result["tokens"]))
     cell = {"image": layouts.load_image(index), "boxes_xyxy": decoded.boxes_xyxy,
             "labels": [grid.classes[c] for c in decoded.class_ids]}

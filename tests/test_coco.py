@@ -188,6 +188,7 @@ def test_squash_resize_and_boxes_go_together(make):
     Image.fromarray(pixels).save(root / "val" / "b.png")
     layouts = CocoLayouts(read_split(root, "val"), 80, 4)
     assert layouts.image_id(1) == 7 and layouts.original_size(1) == (20, 40)
+    assert layouts.index_of(7) == 1
     image, (box,) = layouts.load_image(1), layouts.boxes_xyxy(1)
     assert image.shape == (3, 80, 80) and image.dtype == torch.float32 and box.dtype == torch.float32
     assert image.min() == -1 and image.max() == 1
