@@ -26,12 +26,14 @@ from dive_lib.train import TrainingConfig, train
 RANGES = [(0, 100), (100, 300), (300, 500), (500, 700), (700, 1000)]
 SUMMARY = (300, 500)  # where the layout decides the picture
 NO_DROPOUT = {"partial": 0.0, "objects": 0.0, "layouts": 0.0}
-PUBLISHED = {"position_attention": False, "encoder": {"object_tokens": False}}
+HIDDEN = {"layers": 2, "linear": False}  # the encoder with a transformer and a hidden layer
+PUBLISHED = {"position_attention": False, "encoder": HIDDEN | {"object_tokens": False}}
 
 # name -> model: changes to the architecture (dictionaries are merged); dropout: in place of the profile's.
 VARIANTS = {
     "mini": {"model": {}},
     "without_position_attention": {"model": {"position_attention": False}},
+    "without_linear_condition": {"model": {"encoder": HIDDEN}},
     "without_field_dropout": {"model": {}, "dropout": NO_DROPOUT},
     "published_encoder": {"model": PUBLISHED},  # one context token per field
     "published_encoder_wide": {"model": PUBLISHED | {"vocabulary": {"width": 128}}},  # as wide as the object tokens

@@ -1,10 +1,13 @@
 """The layout-to-image latent diffusion model: p(x | y).
 
 vocabulary -> layout encoder (transformer) -> cross-attention of diffusers.UNet2DConditionModel. At paper size
-(LDM-8) these are 363 million parameters. Two switches help a small model and are off at paper size:
+(LDM-8) these are 363 million parameters. Three switches help a small model and are off at paper size:
 
 object_tokens       one context token per object (its five embeddings through a small network) in place of one
                     context token per field.
+linear              that network is a single linear map. A straight-through step follows the first-order change of
+                    the loss from one vocabulary entry to another, which says the more, the more nearly linear the
+                    model is in its condition.
 position_attention  the cross-attention knows where an object's box lies (`position_attention.py`).
 """
 
@@ -28,20 +31,24 @@ class LayoutEncoder(nn.Module):
     """Token embeddings (B, N, 5, d) -> context (B, L, width of the cross-attention).
 
     Published form (object_tokens off): the 5 N embeddings are one sequence of width d with learnable positions.
-    object_tokens on: L = N + 1 tokens of width `width`, the last a learned register for pixels without an object.
+    object_tokens on: L = N + 1 tokens of width `width`, the last a learned register for pixels without an object;
+    linear: without a hidden layer, most useful with layers = 0.
     carry_boxes appends each object's four coordinate embeddings to its context token (position attention).
     """
 
     def __init__(self, slots: int, embedding: int, layers: int, heads: int, head_width: int, *,
-                 object_tokens: bool = False, width: int | None = None, carry_boxes: bool = False,
-                 dropout: float = 0.0):
+                 object_tokens: bool = False, linear: bool = False, width: int | None = None,
+                 carry_boxes: bool = False, dropout: float = 0.0):
         super().__init__()
         if carry_boxes and not object_tokens:
             raise ValueError("position_attention needs object_tokens: a context token must own a whole box")
+        if linear and not object_tokens:
+            raise ValueError("linear needs object_tokens: it is the map from an object's fields to its token")
         self.object_tokens, self.carry_boxes = object_tokens, carry_boxes
         width = (width or embedding) if object_tokens else embedding
         if object_tokens:
-            self.join = nn.Sequential(nn.Linear(5 * embedding, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            self.join = nn.Linear(5 * embedding, width) if linear else nn.Sequential(
+                nn.Linear(5 * embedding, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
             self.register = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         # Objects have no order, so object tokens carry no positions.
         length = None if object_tokens else 5 * slots

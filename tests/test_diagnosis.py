@@ -2,8 +2,8 @@
 
 import torch
 
-from dive_lib.diagnosis import (corruptions, failures, gap_table, layout_corruptions, moved, perfect_images,
-                                prior_ranking)
+from dive_lib.diagnosis import (class_from_gradient, corruptions, failures, gap_table, layout_corruptions, moved,
+                                perfect_images, prior_ranking, wrong_class)
 from dive_lib.objective import Objective, Pairs
 from tests.tiny import GRID, latents, layout_ldm, layout_prior, layouts, objective
 
@@ -78,3 +78,27 @@ def test_objective_is_the_sum_of_both_terms_and_counts_its_cost():
     torch.testing.assert_close(total, image * 256 + 0.5 * prior * 120)
     absolute = objective(prior=False, loss="l1").evaluate(latents(), layouts(), pairs)
     assert not torch.allclose(absolute, image)
+
+
+def test_class_from_gradient_against_an_objective_that_is_linear_in_the_class(monkeypatch):
+    ldm, truth = layout_ldm(), layouts()[:2]
+    wrong = wrong_class(truth, GRID, torch.Generator().manual_seed(0))
+    slots = (truth != GRID.none_tokens).all(-1).float().argmax(1)
+    target = ldm.vocabulary.class_table[truth[torch.arange(2), slots, 0]].detach()
+    towards = {latents(2)[k].sum().item(): target[k] for k in range(2)}
+
+    def losses(self, images, context, pairs):  # falls in the direction of the true class of the first object
+        return torch.stack([-(c.sum(0) * towards[image.sum().item()]).sum() for image, c in zip(images, context)])
+
+    monkeypatch.setattr(type(ldm), "context", lambda self, v: v[torch.arange(len(v)), 0, :1])
+    monkeypatch.setattr(Objective, "image_losses", losses)
+    monkeypatch.setattr(Objective, "evaluate", lambda self, z, tokens, pairs, prior: losses(
+        self, z, ldm.context(ldm.vocabulary(tokens)), pairs))
+    assert slots.tolist() == [0, 0]
+    pairs = Pairs.draw(ldm, torch.tensor([25, 75]), torch.Generator().manual_seed(0), prior=False)
+    norms = ldm.vocabulary.class_table[:-1].norm(dim=1, keepdim=True)
+    monkeypatch.setattr(ldm.vocabulary, "class_table", torch.nn.Parameter(torch.cat(
+        [ldm.vocabulary.class_table[:-1] / norms, ldm.vocabulary.class_table[-1:]])))
+    assert class_from_gradient(Objective(ldm), latents(2), truth, wrong, pairs) == {"gradient": 1, "evaluation": 1}
+    towards = {key: -value for key, value in towards.items()}
+    assert class_from_gradient(Objective(ldm), latents(2), truth, wrong, pairs) == {"gradient": 0, "evaluation": 0}
