@@ -187,6 +187,7 @@ def _initialise(model: DiT) -> None:
             nn.init.zeros_(module.bias)
     for linear in (model.time.linear_1, model.time.linear_2):
         nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
     patches = model.transformer.pos_embed.proj
     nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
     nn.init.zeros_(patches.bias)

@@ -51,14 +51,14 @@ class Recording:
 
 
 def read_published(folder: Path) -> Published:
-    inputs = _read(folder / "inputs.npz")
+    inputs = read_arrays(folder / "inputs.npz")
     pairs = Pairs(inputs["timesteps"], inputs["noises"], torch.empty(len(inputs["timesteps"]), 0))
     return Published(load_published(folder / "transformer"), inputs["x0"], pairs,
-                     _read(folder / "enumeration.npz")["errors"])
+                     read_arrays(folder / "enumeration.npz")["errors"])
 
 
 def read_recording(folder: Path, name: str) -> Recording:
-    arrays = _read(folder / f"trace_{name}.npz")
+    arrays = read_arrays(folder / f"trace_{name}.npz")
     fields = {key.rpartition("_")[0]: [arrays[f"{key.rpartition('_')[0]}_{i}"] for i in range(3)]
               for key in arrays if key.endswith("_0")}
     loops, accumulation = int(arrays["cfg_loops"]), int(arrays["cfg_accum"])
@@ -72,7 +72,7 @@ def read_recording(folder: Path, name: str) -> Recording:
     return Recording(config, loops, fields)
 
 
-def _read(path: Path) -> dict:
+def read_arrays(path: Path) -> dict:
     with np.load(path) as arrays:
         return {name: torch.from_numpy(arrays[name]) if arrays[name].dtype.kind != "U" else str(arrays[name])
                 for name in arrays.files}
