@@ -1,161 +1,113 @@
-"""Algorithm 1 of DIVE: the layout of an image by gradient descent on the condition of a frozen diffusion model.
+"""Algorithm 1 of DIVE: the condition of a frozen diffusion model by gradient descent, the layout or class of an image.
 
+A class is a layout of one object with one field: the number of fields, F below, is 5 for layouts and 1 for classes.
 Many images are inverted in one batch. Each has its own embeddings and optimiser state, and all share the draws of
 timesteps and noises, so an image's result does not depend on its batch. Only gradients with respect to the
 condition are computed, and nothing is computed twice for the same discrete state and (t, noise) pair.
 """
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 
-from dive_lib.memo import GradientMemo
-from dive_lib.objective import Cost, Objective, Pairs
+from dive_lib.inversion_config import InversionConfig
+from dive_lib.inversion_result import Inverted, Step
+from dive_lib.memo import StateMemo, state_key
+from dive_lib.objective import Objective, Pairs
 from dive_lib.progress import Progress
-from dive_lib.schedule import evenly_spaced
 from dive_lib.straight_through import legal_objects, nearest_tokens, open_illegal_pairs
 
 
-@dataclass(frozen=True)
-class InversionConfig:
-    """The settings of Algorithm 1; the defaults are the paper's.
-
-    steps: optimiser steps. init_noise: scale of the noise added to the initial embeddings, in standard deviations
-    of the vocabulary; without positions in the encoder all [none] slots are alike, and only noise tells them
-    apart. batch: pairs per step. lr: AdamW's rate, falling linearly to lr * lr_end. eps: AdamW's; of the size of
-    the gradients, it lets a token move the faster the more the loss depends on it. t_low, t_high, t_interval: the
-    evenly spaced timesteps. coarse_steps: for so many steps they come from a window of half the grid that moves from
-    its top, where boxes attract from afar, to its bottom (0: from all of it, the paper). fixed_pairs: one fixed
-    noise per timestep, as in the published classification code, or fresh noise at every draw, as in the text.
-    in_vocabulary: equation 6, or v' = v. metric: "cosine" or "l2". legal: search among legal layouts only: illegal
-    boxes are opened in the forward pass, and the monitor reads whole objects (off in the paper). monitor_pairs,
-    monitor_every: size and interval of the fixed-noise monitor. patience: stop an image when its monitor has not
-    fallen for so many steps (0: never). memoise: reuse what is known of a (state, pair). bf16: bfloat16 autocast.
-    seed: of all draws.
-    """
-
-    steps: int = 2000
-    init_noise: float = 0.0
-    batch: int = 50
-    lr: float = 0.01
-    lr_end: float = 1.0
-    weight_decay: float = 0.01
-    eps: float = 1e-8
-    t_low: int = 0
-    t_high: int = 1000
-    t_interval: int = 5
-    coarse_steps: int = 0
-    fixed_pairs: bool = False
-    in_vocabulary: bool = True
-    metric: str = "cosine"
-    legal: bool = False
-    monitor_pairs: int = 200
-    monitor_every: int = 4
-    patience: int = 0
-    memoise: bool = True
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.metric not in ("cosine", "l2"):
-            raise ValueError(f"metric must be 'cosine' or 'l2', got {self.metric!r}")
-        if min(self.steps, self.batch, self.monitor_every, self.monitor_pairs) < 1:
-            raise ValueError(f"steps, batch, monitor_every and monitor_pairs must be >= 1, got {self}")
-        count = len(self.timesteps)
-        if self.coarse_steps and (count + 1) // 2 < self.batch:
-            raise ValueError(f"half of the {count} timesteps are fewer than a batch of {self.batch}; "
-                             "lower batch or t_interval, or set coarse_steps to 0")
-
-    @property
-    def timesteps(self) -> torch.Tensor:
-        return evenly_spaced(self.t_low, self.t_high, self.t_interval)
-
-
-@dataclass
-class Inverted:
-    """The result for one image.
-
-    tokens (N, 5): the selected layout y*, before objects are dropped. nearest (N, 5): the nearest entries that it was
-    read from, the same unless the configuration asks for legal layouts. monitor: its monitor value.
-    convergence_step: the step that reached it. curve: [step, monitor, forward-equivalents so far] at every
-    evaluation. improvements: [step, monitor, tokens, nearest] whenever the monitor fell. cost: of this image alone.
-    """
-
-    tokens: torch.Tensor
-    nearest: torch.Tensor
-    monitor: float = float("inf")
-    convergence_step: int = 0
-    curve: list = field(default_factory=list)
-    improvements: list = field(default_factory=list)
-    states_visited: int = 0
-    cost: Cost = field(default_factory=Cost)
-
-    def after(self, steps: int) -> "Inverted":
-        """What a run of so many steps would have selected; exact where lr_end = 1. Of the cost, `curve` has the sum."""
-        result = Inverted(self.tokens, self.nearest, curve=[c for c in self.curve if c[0] <= steps])
-        for improvement in self.improvements:
-            step, value, tokens, nearest = improvement
-            if step <= steps:
-                result.tokens, result.nearest = torch.tensor(tokens), torch.tensor(nearest)
-                result.monitor, result.convergence_step = value, step
-                result.improvements.append(improvement)
-        return result
-
-    def stopped_at(self, patience: int) -> int:
-        """The step at which early stopping with this patience would have ended the run."""
-        for step, *_ in self.curve:
-            best = max(s for s, *_ in self.improvements if s <= step)
-            if step - best >= patience:
-                return step
-        return self.curve[-1][0]
+def fixed_pairs(objective: Objective, config: InversionConfig) -> Pairs:
+    """One pair for each timestep of the grid, the same for all images."""
+    generator = torch.Generator().manual_seed(config.seed + 104729)
+    return Pairs.draw(objective.ldm, config.timesteps, generator, prior=objective.uses_prior)
 
 
 def monitor_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     """The monitor's fixed pairs, the same for all images: timesteps spread evenly over the grid, noises saved once."""
+    if config.monitor_pairs == 0:
+        return fixed_pairs(objective, config)
     grid = config.timesteps
     index = torch.linspace(0, len(grid) - 1, config.monitor_pairs).round().long()
     generator = torch.Generator().manual_seed(config.seed + 7919)
     return Pairs.draw(objective.ldm, grid[index], generator, prior=objective.uses_prior)
 
 
-def invert(objective: Objective, latents: torch.Tensor, config: InversionConfig,
-           start: torch.Tensor | None = None, label: str = "inversion") -> list[Inverted]:
-    """Inverts images, given as latents (I, 4, h, w). start: initial tokens (I, N, 5), all [none] by default."""
-    return _Run(objective, latents, config, start).finish(label)
+def cumulative_order(permutations: torch.Tensor) -> torch.Tensor:
+    """Orders (loops, P) in which the published code visits its pairs: every loop shuffles the list of the last one."""
+    orders = [permutations[0]]
+    for permutation in permutations[1:]:
+        orders.append(orders[-1][permutation])
+    return torch.stack(orders)
+
+
+def invert(objective: Objective, latents: torch.Tensor, config: InversionConfig, start: torch.Tensor | None = None,
+           label: str = "inversion", *, pairs: Pairs | None = None, order: torch.Tensor | None = None,
+           trace: Callable[[Step], None] | None = None) -> list[Inverted]:
+    """Inverts images, given as latents (I, 4, h, w).
+
+    start: initial tokens (I, N, F) or embeddings (I, N, F, d), by default those of `config.init`. pairs: the fixed
+    pairs, one for each of config.timesteps; drawn by default. order: (loops, P) order of the timesteps in the first
+    loops; drawn by default, a new permutation for every loop. trace: called after every step.
+    """
+    return _Run(objective, latents, config, start, pairs, order, trace).finish(label)
 
 
 class _Run:
     """The state of one batch. `active` indexes the images that are not stopped."""
 
-    def __init__(self, objective, latents, config, start):
-        self.objective, self.latents, self.config = copy.copy(objective), latents, config
+    def __init__(self, objective, latents, config, start, pairs=None, order=None, trace=None):
+        self.objective, self.latents, self.config, self.trace = copy.copy(objective), latents, config, trace
         self.ldm, self.vocabulary = objective.ldm, objective.ldm.vocabulary
-        self.none = self.vocabulary.grid.none_tokens.to(latents.device)
-        tokens = self.ldm.grid.empty(len(latents)) if start is None else start
-        self.v = self.vocabulary(tokens.to(latents.device)).detach().clone()
-        if config.init_noise:  # the same for all images
-            noise = torch.randn(self.v.shape[1:], generator=torch.Generator().manual_seed(config.seed + 15485863))
-            self.v = self.v + config.init_noise * self.vocabulary.std * noise.to(latents.device)
+        self.none = self.ldm.grid.none_tokens.to(latents.device)
+        if config.legal and len(self.none) != 5:
+            raise ValueError("legal is about boxes; a class condition has none, set it to false")
+        count = len(config.timesteps)
+        if pairs is not None and not (config.fixed_pairs and torch.equal(pairs.t.cpu(), config.timesteps)):
+            raise ValueError("given pairs need fixed_pairs and exactly the configuration's timesteps, in their order")
+        if order is not None and not torch.equal(order.sort(1).values, torch.arange(count).expand(len(order), -1)):
+            raise ValueError(f"each row of order must be a permutation of the {count} timesteps' indices")
+        self.v = self.initial(start)
         self.moments = [torch.zeros_like(self.v), torch.zeros_like(self.v)]
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.monitor = monitor_pairs(objective, config)
-        self.fixed = None
-        if config.fixed_pairs:
-            fixed = torch.Generator().manual_seed(config.seed + 104729)
-            self.fixed = Pairs.draw(self.ldm, config.timesteps, fixed, prior=objective.uses_prior)
-        self.queue = torch.empty(0, dtype=torch.long)
+        self.fixed = pairs
+        if config.fixed_pairs and pairs is None:
+            self.fixed = fixed_pairs(objective, config)
+        self.monitor = self.fixed if config.monitor_pairs == 0 else monitor_pairs(objective, config)
+        self.queue = torch.empty(0, dtype=torch.long) if order is None else order.flatten()
         self.results = [Inverted(t.cpu(), t.cpu()) for t in self.nearest(torch.arange(len(latents)))]
-        self.monitored = [{} for _ in self.results]
+        self.monitored = [{} for _ in self.results]  # value by state
+        self.noted = [{} for _ in self.results]  # states without a value yet
+        self.iterates = []  # not considered yet
         memoise = config.memoise and config.fixed_pairs and config.in_vocabulary
-        self.memos = [GradientMemo(len(config.timesteps)) if memoise else None for _ in self.results]
+        self.memos = [StateMemo(config.memo_states) if memoise else None for _ in self.results]
+        # Where the monitor's pairs are the training's, its values follow from the losses of the steps.
+        self.shares = memoise and config.monitor_pairs == 0 and not objective.uses_prior
         self.active = torch.arange(len(latents))
+
+    def initial(self, start):
+        """The embeddings (I, N, F, d) before the first step; what is random is the same for all images."""
+        config, device = self.config, self.latents.device
+        tokens = self.ldm.grid.empty(len(self.latents)) if start is None else start
+        v = self.objective.embeddings(tokens.to(device)).detach().clone()
+        if config.init == "random" and start is None:
+            draw = torch.randn(v.shape[1:], generator=torch.Generator().manual_seed(config.seed + 32452843)).to(device)
+            for field in range(v.shape[2]):
+                table = self.vocabulary.table(field).detach()
+                v[:, :, field] = draw[:, field] * table.std() + table.mean()
+        if config.init_noise:
+            noise = torch.randn(v.shape[1:], generator=torch.Generator().manual_seed(config.seed + 15485863))
+            v = v + config.init_noise * self.vocabulary.std * noise.to(device)
+        return v
 
     def finish(self, label):
         config = self.config
         with Progress(config.steps, label) as progress:
-            self.watch(0)
+            if config.monitor_start:
+                self.watch(0)
             for step in range(config.steps):
                 self.step(step)
                 if (step + 1) % config.monitor_every == 0 or step + 1 == config.steps:
@@ -163,40 +115,76 @@ class _Run:
                 progress.update(images=len(self.active))
                 if len(self.active) == 0:
                     break
+        self.select()
         for result, seen in zip(self.results, self.monitored):
             result.states_visited = len(seen)
         return self.results
 
     def nearest(self, images):
         """NN(v) of some images."""
-        return nearest_tokens(self.v[images], self.vocabulary, self.config.metric)
+        return nearest_tokens(self.v[images], self.vocabulary, self.config.metric,
+                              exclude_none=self.config.exclude_none)
 
     def watch(self, step):
-        """The monitor: evaluates states that it has not seen, selects the best iterate, stops patient images."""
+        """The monitor: notes the iterates, selects the best so far, stops patient images.
+
+        Nobody asks for the values before the end if no image can stop. Where they follow from the losses of the
+        steps, they wait until then: by that time most of these losses are known.
+        """
         nearest = self.nearest(self.active)
         tokens = nearest
         if self.config.legal:
             tokens = legal_objects(nearest, self.v[self.active], self.vocabulary, self.config.metric)
-        keys = [t.cpu().numpy().tobytes() for t in tokens]
-        new = [k for k, i in enumerate(self.active.tolist()) if keys[k] not in self.monitored[i]]
-        if new:
-            images = self.active[new]
-            with self.autocast():
-                values = self.objective.evaluate(self.latents[images], tokens[new], self.monitor)
-            for k, image, value in zip(new, images.tolist(), values.tolist()):
-                self.monitored[image][keys[k]] = value
-                self.count(image, forward=len(self.monitor), prior=len(self.monitor))
-        keep = []
+        states = tokens if self.config.monitor_nearest else self.v[self.active].clone()
         for k, image in enumerate(self.active.tolist()):
-            result, value = self.results[image], self.monitored[image][keys[k]]
-            result.curve.append([step, value, result.cost.forward_equivalents])
-            if value < result.monitor:
-                result.tokens, result.nearest = tokens[k].cpu(), nearest[k].cpu()
-                result.monitor, result.convergence_step = value, step
-                result.improvements.append([step, value, tokens[k].tolist(), nearest[k].tolist()])
-            waited = step - result.convergence_step
-            keep.append(not self.config.patience or waited < self.config.patience)
-        self.active = self.active[torch.tensor(keep, dtype=torch.bool)]
+            key = state_key(states[k])
+            if key not in self.monitored[image]:
+                self.noted[image][key] = states[k]
+            cost = self.results[image].cost.forward_equivalents
+            cost += sum(len(self.monitor) - self.known_losses(image, s) for s in self.noted[image].values())
+            self.iterates.append((image, key, step, cost, tokens[k], nearest[k]))
+        if not self.shares or self.config.patience:
+            self.select()
+        waited = torch.tensor([step - self.results[image].convergence_step for image in self.active.tolist()])
+        self.active = self.active[(waited < self.config.patience) | (self.config.patience == 0)]
+
+    def known_losses(self, image, state):
+        return self.memos[image].losses(state) if self.shares else 0
+
+    def select(self):
+        """Evaluates the noted states, and has the results consider the iterates."""
+        todo = [(image, key, state) for image, noted in enumerate(self.noted) for key, state in noted.items()]
+        if todo:
+            images = torch.tensor([image for image, *_ in todo])
+            states = torch.stack([state for *_, state in todo])
+            with self.autocast():
+                values = self.shared_values(images, states) if self.shares else self.values(images, states)
+            for (image, key, _), value in zip(todo, values.tolist()):
+                self.monitored[image][key] = value
+                del self.noted[image][key]
+        for image, key, *iterate in self.iterates:
+            step, cost, tokens, nearest = iterate
+            self.results[image].consider(step, self.monitored[image][key], cost, tokens, nearest)
+        self.iterates = []
+
+    def values(self, images, states):
+        """(B,) monitor values of states (B, N, F) of images (B,)."""
+        for image in images.tolist():
+            self.count(image, forward=len(self.monitor), prior=len(self.monitor))
+        return self.objective.evaluate(self.latents[images], states, self.monitor)
+
+    def shared_values(self, images, states):
+        """The same from the losses that the steps left in the memo, and from new ones for the other pairs."""
+        pairs = range(len(self.monitor))
+        known = [self.memos[image].enter(state).losses for image, state in zip(images.tolist(), states)]
+        todo = [(k, pair) for k, losses in enumerate(known) for pair in pairs if pair not in losses]
+        if todo:
+            rows, columns = torch.tensor(todo).T.to(states.device)
+            new = self.objective.losses_at(self.latents[images], states, self.monitor, rows, rows, columns)
+            for (k, pair), loss in zip(todo, new.tolist()):
+                known[k][pair] = loss
+                self.count(int(images[k]), forward=1)
+        return torch.tensor([[losses[pair] for pair in pairs] for losses in known], dtype=torch.float64).mean(1)
 
     def step(self, step):
         """One AdamW step on the embeddings of all active images."""
@@ -208,10 +196,13 @@ class _Run:
         v = self.vocabulary(tokens) if config.in_vocabulary else self.v[images]  # the value of v', equation 6
         v = v.detach().requires_grad_()
         with torch.enable_grad(), self.autocast():
-            gradient = self.image_gradient(v, tokens, images, index, pairs)
+            gradient, losses = self.image_gradient(v, tokens, images, index, pairs)
             if self.objective.uses_prior:
                 gradient = gradient + self.prior_gradient(v, tokens, images, index, pairs)
+        gradient = gradient * config.accumulation
         self.adamw(images, gradient, step)
+        if self.trace:
+            self.trace(Step(step, images, tokens, losses, gradient, self.v[images]))
 
     def draw(self, step):
         """Indices (batch,) into the timesteps, and their pairs; after coarse_steps, every loop visits all timesteps."""
@@ -229,37 +220,38 @@ class _Run:
         return index, Pairs.draw(self.ldm, grid[index], self.generator, prior=self.objective.uses_prior)
 
     def image_gradient(self, v, tokens, images, index, pairs):
-        """Gradient of the mean image loss with respect to v (I, N, 5, d).
+        """Gradient of the mean image loss with respect to v (I, N, F, d), and the losses (I, batch).
 
         The denoiser's gradient is taken with respect to the context, per (image, pair), so that it can be kept;
         the encoder, linear in it, is passed once per image.
         """
         context = self.ldm.context(v)
-        total = torch.zeros_like(context)
+        total, losses = torch.zeros_like(context), torch.zeros(len(images), len(index))
+        known = [self.memos[image] and self.memos[image].enter(tokens[k]) for k, image in enumerate(images.tolist())]
         todo = []
         for k, image in enumerate(images.tolist()):
-            memo = self.memos[image]
-            known = memo.enter(tokens[k]) if memo else None
             for j, pair in enumerate(index.tolist()):
-                if known is not None and pair in known:
-                    total[k] += known[pair]
+                if known[k] and pair in known[k].gradients:
+                    total[k] += known[k].gradients[pair]
+                    losses[k, j] = known[k].losses[pair]
                     self.results[image].cost.reused += 1
                 else:
                     todo.append((k, j))
                     self.count(image, forward=1, backward=1)
         for start in range(0, len(todo), self.objective.chunk):
             rows, columns = torch.tensor(todo[start:start + self.objective.chunk]).T.to(v.device)
-            leaf = context.detach()[rows].requires_grad_()
-            losses = self.objective.image_losses(self.latents[images][rows], leaf, pairs[columns])
-            gradients, = torch.autograd.grad(losses.sum(), leaf)
+            values, gradients = self.objective.image_gradients(self.latents[images][rows], context[rows],
+                                                               pairs[columns])
             total.index_add_(0, rows, gradients)
-            for row, column, gradient in zip(rows.tolist(), columns.tolist(), gradients):
-                if self.memos[images[row]]:
-                    self.memos[images[row]].store(int(index[column]), gradient)
-        return torch.autograd.grad(context, v, total / len(index))[0]
+            losses[rows.cpu(), columns.cpu()] = values.float().cpu()
+            for row, column, value, gradient in zip(rows.tolist(), columns.tolist(), values.tolist(), gradients):
+                if known[row]:
+                    known[row].losses[int(index[column])] = value
+                    known[row].gradients[int(index[column])] = gradient.clone()
+        return torch.autograd.grad(context, v, total / len(index))[0], losses
 
     def prior_gradient(self, v, tokens, images, index, pairs):
-        """Gradient of the mean prior loss with respect to v (I, N, 5, d)."""
+        """Gradient of the mean prior loss with respect to v (I, N, F, d)."""
         count, batch = len(v), len(index)
         total = torch.zeros_like(v)
         rows = torch.arange(count, device=v.device).repeat_interleave(batch)

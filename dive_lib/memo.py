@@ -1,33 +1,47 @@
-"""Exact reuse: in-vocabulary search revisits discrete states, and a state's gradient on a fixed pair is a constant."""
+"""Exact reuse: in-vocabulary search revisits discrete states, and a state's loss on a fixed pair is a constant.
+
+So is its gradient. A stretch of steps in which the state stays the same costs nothing once its pairs are known.
+"""
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import torch
 
 
-class GradientMemo:
-    """Gradients of one image, by discrete state and pair.
+@dataclass
+class Known:
+    """What is known of one discrete state, by pair: losses and their gradients with respect to the context."""
 
-    pairs: number of fixed pairs. states: how many of the latest states are kept; a search returns to the states
-    that it left last, and memory is bounded this way.
+    losses: dict[int, float] = field(default_factory=dict)
+    gradients: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class StateMemo:
+    """What is known of the states of one image.
+
+    states: how many of the latest states are kept; a search among layouts returns to the states that it left last,
+    and memory is bounded this way. 0: all, as for classes, of which few are visited.
     """
 
-    def __init__(self, pairs: int, states: int = 4):
-        self.pairs, self.states = pairs, states
-        self.known: OrderedDict[bytes, dict[int, torch.Tensor]] = OrderedDict()
-        self.current: dict[int, torch.Tensor] = {}
+    def __init__(self, states: int = 4):
+        self.states = states
+        self.known: OrderedDict[bytes, Known] = OrderedDict()
 
-    def enter(self, tokens: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Makes the state (N, 5) the current one and returns what is known of it: {pair: gradient}."""
-        key = tokens.cpu().numpy().tobytes()
-        self.current = self.known.setdefault(key, {})
+    def enter(self, tokens: torch.Tensor) -> Known:
+        """What is known of the state (N, F), which becomes the latest one. To be filled by the caller."""
+        key = state_key(tokens)
+        known = self.known.setdefault(key, Known())
         self.known.move_to_end(key)
-        while len(self.known) > self.states:
+        while self.states and len(self.known) > self.states:
             self.known.popitem(last=False)
-        return self.current
+        return known
 
-    def store(self, pair: int, gradient: torch.Tensor) -> None:
-        """Keeps the gradient of the current state on a pair."""
-        if not 0 <= pair < self.pairs:
-            raise IndexError(f"pair {pair} is not one of the {self.pairs} fixed pairs")
-        self.current[pair] = gradient.clone()
+    def losses(self, tokens: torch.Tensor) -> int:
+        """On how many pairs the state's loss is known; the state does not become the latest one."""
+        return len(self.known.get(state_key(tokens), Known()).losses)
+
+
+def state_key(state: torch.Tensor) -> bytes:
+    """Tokens or embeddings as a dictionary key."""
+    return state.cpu().numpy().tobytes()

@@ -17,7 +17,7 @@ from dive_lib.layout_ldm import LayoutLDM
 
 @dataclass
 class Pairs:
-    """t (P,) timesteps, noise (P, 4, h, w) for the image, prior_noise (P, N, 5, d) for the layout."""
+    """t (P,) timesteps, noise (P, 4, h, w) for the image, prior_noise (P, N, F, d) for the layout of F = 5 fields."""
 
     t: torch.Tensor
     noise: torch.Tensor
@@ -33,7 +33,8 @@ class Pairs:
         device = ldm.vocabulary.class_table.device
         own = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         noise = torch.randn(len(t), *ldm.latent_shape, generator=generator)
-        shape = (len(t), ldm.grid.slots, 5, ldm.vocabulary.width) if prior else (len(t), 0)
+        fields = len(ldm.grid.vocabulary_sizes)
+        shape = (len(t), ldm.grid.slots, fields, ldm.vocabulary.width) if prior else (len(t), 0)
         return cls(t.to(device), noise.to(device), torch.randn(shape, generator=own).to(device))
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class Cost:
 class Objective:
     """The frozen models and the weight of the prior.
 
-    ldm: frozen LayoutLDM. prior: frozen layout prior with `.loss(embeddings, t, noise) -> (B,)`, or None.
+    ldm: frozen LayoutLDM or DiT. prior: frozen layout prior with `.loss(embeddings, t, noise) -> (B,)`, or None.
     weight: of the prior's term. reduction: "mean" (error per element: each term is a mean over its elements) or
     "sum" (each term is a sum, so that the larger tensor dominates). chunk: most samples in one network call.
     loss: "l2" or "l1", for the image term.
@@ -112,15 +113,26 @@ class Objective:
         losses = self.weight * self.prior.loss(embeddings, pairs.t, pairs.prior_noise)
         return losses * embeddings[0].numel() if self.reduction == "sum" else losses
 
+    @torch.enable_grad()
+    def image_gradients(self, latents: torch.Tensor, context: torch.Tensor,
+                        pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """`image_losses` (B,) and the gradient of each with respect to its own context (B, L, c)."""
+        leaf = context.detach().requires_grad_()
+        losses = self.image_losses(latents, leaf, pairs)
+        return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
     @torch.no_grad()
     def evaluate(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs, *,
                  prior: bool = True) -> torch.Tensor:
-        """The objective of discrete layouts, mean over pairs: latents (B, 4, h, w), tokens (B, N, 5) -> (B,)."""
+        """The objective of layouts, mean over pairs: latents (B, 4, h, w) -> (B,).
+
+        tokens: (B, N, F), or embeddings (B, N, F, d) that need not be in the vocabulary.
+        """
         values = self.error_maps(latents, tokens, pairs).flatten(1).mean(1)
         if self.reduction == "sum":
             values = values * latents[0].numel()
         if prior and self.uses_prior:
-            embeddings = self.ldm.vocabulary(tokens)
+            embeddings = self.embeddings(tokens)
             for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device):
                 part = self.prior_losses(embeddings[b], pairs[k])
                 values = values.index_add(0, b, part / len(pairs))
@@ -129,8 +141,8 @@ class Objective:
 
     @torch.no_grad()
     def error_maps(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-        """(B, h, w) image error of discrete layouts per latent position, mean over all pairs."""
-        context = self.ldm.context(self.ldm.vocabulary(tokens))
+        """(B, h, w) image error of layouts (tokens or embeddings) per latent position, mean over all pairs."""
+        context = self.ldm.context(self.embeddings(tokens))
         maps = latents.new_zeros(len(tokens), *latents.shape[2:])
         for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device):
             maps.index_add_(0, b, self.image_errors(latents[b], context[b], pairs[k]).float() / len(pairs))
@@ -140,11 +152,23 @@ class Objective:
     @torch.no_grad()
     def losses_per_pair(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs) -> torch.Tensor:
         """(B, P) image loss of discrete layouts on every pair."""
+        index = torch.arange(len(tokens) * len(pairs), device=latents.device)
+        layout = index // len(pairs)
+        return self.losses_at(latents, tokens, pairs, layout, layout, index % len(pairs)).view(-1, len(pairs))
+
+    @torch.no_grad()
+    def losses_at(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs, image: torch.Tensor,
+                  layout: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+        """(n,) image loss of latents[image] under tokens[layout] on pairs[pair], all three (n,) indices."""
         context = self.ldm.context(self.ldm.vocabulary(tokens))
-        parts = [self.image_losses(latents[b], context[b], pairs[k])
-                 for b, k in _chunks(len(tokens), len(pairs), self.chunk, latents.device)]
-        self.cost.forward += len(tokens) * len(pairs)
-        return torch.cat(parts).view(len(tokens), len(pairs))
+        parts = [self.image_losses(latents[i], context[b], pairs[k])
+                 for i, b, k in zip(*(index.split(self.chunk) for index in (image, layout, pair)))]
+        self.cost.forward += len(image)
+        return torch.cat(parts)
+
+    def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
+        """v_theta(y) of tokens (B, N, F); embeddings (B, N, F, d) are given back as they are."""
+        return tokens if tokens.is_floating_point() else self.ldm.vocabulary(tokens)
 
 
 def _chunks(batch: int, pairs: int, size: int, device):

@@ -7,18 +7,19 @@ search for the nearest entry were the identity. Each field is searched in its ow
 import torch
 import torch.nn.functional as F
 
+from dive_lib.class_vocabulary import ClassVocabulary
 from dive_lib.layout import illegal_boxes
 from dive_lib.vocabulary import LayoutVocabulary
 
 
-def nearest_tokens(v: torch.Tensor, vocabulary: LayoutVocabulary, metric: str = "cosine", *,
+def nearest_tokens(v: torch.Tensor, vocabulary: LayoutVocabulary | ClassVocabulary, metric: str = "cosine", *,
                    exclude_none: bool = False) -> torch.Tensor:
-    """NN(v) as indices: embeddings (B, N, 5, d) -> tokens (B, N, 5).
+    """NN(v) as indices: embeddings (B, N, F, d) -> tokens (B, N, F), F = 5 fields of a layout or 1 of a class.
 
     metric: "cosine" (the paper's default) or "l2". exclude_none: search among the entries other than [none].
     """
     fields = []
-    for field in range(5):
+    for field in range(v.shape[-2]):
         table = vocabulary.table(field)
         fields.append(nearest_rows(v[..., field, :], table[:-1] if exclude_none else table, metric))
     return torch.stack(fields, dim=-1)

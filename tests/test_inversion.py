@@ -76,6 +76,18 @@ def test_memoised_states_change_nothing_but_the_cost():
         assert b.cost.reused > 0 and b.cost.backward + b.cost.reused == a.cost.backward == 40 * 4
 
 
+@pytest.mark.parametrize("settings", [{}, {"legal": True}, {"memo_states": 1}, {"patience": 6}])
+@pytest.mark.parametrize("prior", [False, True])
+def test_layouts_too_can_be_monitored_on_their_own_pairs(prior, settings):
+    config = dataclasses.replace(CONFIG, steps=24, fixed_pairs=True, lr=0.05, monitor_pairs=0, **settings)
+    plain, memo = (invert(objective(prior), latents(2), dataclasses.replace(config, memoise=memoise))
+                   for memoise in (False, True))
+    for a, b in zip(plain, memo):
+        assert torch.equal(a.tokens, b.tokens) and a.convergence_step == b.convergence_step
+        torch.testing.assert_close(torch.tensor(a.curve)[:, :2], torch.tensor(b.curve)[:, :2], atol=1e-6, rtol=0)
+        assert b.cost.forward_equivalents < a.cost.forward_equivalents
+
+
 def test_the_monitor_evaluates_each_state_once_and_selects_the_least():
     dive = objective()
     result, = invert(dive, latents(1), dataclasses.replace(CONFIG, monitor_every=1))
