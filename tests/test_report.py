@@ -130,3 +130,14 @@ def test_committed_readme_shows_the_committed_metrics():
             pytest.skip(f"{paths.shorten(path)} is not there yet; make repro writes it")
     assert report.readme_matches(readme.read_text(encoding="utf-8"), read_json(metrics)), \
         "the README's table is out of date; run python -m dive_lib.report"
+
+
+def test_committed_notebooks_show_their_figures():
+    """A reader who only opens the executed notebooks sees every figure that they save."""
+    executed = sorted((paths.ROOT / "reports" / "mini").glob("*.ipynb"))
+    assert executed
+    for path in executed:
+        code = [cell for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+        drawn = sum("".join(cell["source"]).count("figures.show(") for cell in code)
+        shown = sum("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
+        assert shown >= max(drawn, 1), f"{path.name}: {drawn} figures are saved, {shown} are shown"
