@@ -4,7 +4,8 @@ Methods, all on the same (t, noise) pairs, one for each of evenly spaced timeste
 
 enumerate   the Diffusion Classifier: every class on every pair
 eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination`)
-invert      DIVE, Algorithm 1: the settings of `InversionConfig`
+invert      DIVE, Algorithm 1: the settings of `InversionConfig`; lr_std in place of lr is the rate in standard
+            deviations of the vocabulary, on which a good rate depends (published: about a half)
 shortlist   a few classes by one gradient, then elimination: rank_pairs, size, keep, pairs
 
     python -m dive_lib.classifications FOLDER --shard 0/2
@@ -39,7 +40,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     settings = {key: value for key, value in method.items() if key != "method"}
     name = method.get("method")
     if name == "invert":
-        InversionConfig(**settings, **pairs, seed=seed)
+        InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **pairs, seed=seed)
     elif name not in METHODS or set(settings) != METHODS[name]:
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
@@ -71,7 +72,9 @@ class Runner:
         model = dit.load(paths.ROOT / spec["model"]).to(device())
         self.classes = spec["classes"] or list(range(len(model.grid.classes)))
         self.objective = Objective(dit.with_classes(model, spec["classes"]) if spec["classes"] else model)
-        settings = spec["settings"] if spec["method"] == "invert" else {"fixed_pairs": True}
+        settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
+        if "lr_std" in settings:
+            settings["lr"] = settings.pop("lr_std") * model.vocabulary.std
         self.config = InversionConfig(**settings, **spec["pairs"], seed=spec["seed"])
         self.pairs = fixed_pairs(self.objective, self.config)
 
