@@ -69,6 +69,7 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
                  "per_class": per_class, "encoder": encoder}
     splits = _read(described)
     digests = {split: splits[split].check(split) for split in ("val", "test")}
+    (paths.runs(profile) / "class_images").mkdir(parents=True, exist_ok=True)  # DVC expects it, also for another root
     write_json(paths.runs(profile) / "classes.json", described | {"digests": digests})
     return ClassData(root, names, encoder, **splits, digests=digests)
 

@@ -151,3 +151,20 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axis.set(xlabel="answer", ylabel="class")
     colour_bar(figure, image, axis, "share of the class's images, percent")
     return figure
+
+
+@styled
+def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str]) -> Figure:
+    """Table VI: one panel for each measure (key -> title), one bar for each model."""
+    figure, axes = plt.subplots(1, len(measures), figsize=(8, 2.8), squeeze=False)
+    for axis, (key, title) in zip(axes[0], measures.items()):
+        values = [row[key] for row in rows.values()]
+        axis.bar(range(len(rows)), values, width=0.6, color=[BLUE, SKY, PALE][:len(rows)])
+        for k, value in enumerate(values):
+            axis.annotate(f"{value:.3g}", (k, value), (0, 3), textcoords="offset points", ha="center", fontsize=10)
+        axis.set_xticks(range(len(rows)), rows, fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set(yticks=[], ylim=(0, 1.18 * max(values) or 1))
+        axis.spines["left"].set_visible(False)
+        axis.grid(False)
+    return figure

@@ -90,6 +90,13 @@ def make(settings: dict, *, channels: int, classes: int, image_size: int) -> nn.
     return KINDS[settings["kind"]](channels, classes, image_size, **options)
 
 
+def load(directory) -> nn.Module:
+    """Loads a network trained here, frozen; its configuration is what `make` was given."""
+    config = checkpoint.load_config(directory)
+    shape = {key: config.pop(key) for key in ("channels", "classes", "image_size")}
+    return checkpoint.freeze(checkpoint.load_weights(directory, make(config, **shape)))
+
+
 class DiffusionFeatures:
     """Features of a frozen DiT: images' latents with fixed noise at t, after transformer block `block`, under the null
     class; a map (B, width, h, w) with a place for every patch."""
