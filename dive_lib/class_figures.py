@@ -26,7 +26,8 @@ def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet")
         if row.get("accuracy_ci95"):
             axes[0].plot(row["accuracy_ci95"], [k, k], color=INK, linewidth=1.6, solid_capstyle="butt")
             end = max(end, row["accuracy_ci95"][1])
-        axes[0].annotate(f"{row['accuracy']:.1f}", (end, k), (4, 0), textcoords="offset points", va="center", fontsize=10)
+        axes[0].annotate(f"{row['accuracy']:.1f}", (end, k), (4, 0), textcoords="offset points", va="center",
+                         fontsize=10)
         if row.get("paper") is not None:
             axes[1].barh(k, row["paper"], height=0.66, color=PALE)
             axes[1].annotate(f"{row['paper']:.1f}", (row["paper"], k), (4, 0), textcoords="offset points", va="center",

@@ -90,7 +90,8 @@ def read_split(root: Path | str, split: str, *, image_size: int, channels: int =
     found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if not found:
         loose = sum(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
-        raise ClassFolderError(f"{shorten(folder)}: no folder of a class ({loose} images lie in it directly). {IMAGENET}")
+        raise ClassFolderError(f"{shorten(folder)}: no folder of a class ({loose} images lie in it directly). "
+                               f"{IMAGENET}")
     if classes is not None and found != tuple(classes):
         different = sorted(set(found) ^ set(classes))
         raise ClassFolderError(f"{shorten(folder)}: {len(found)} classes, the training split has {len(classes)}; "

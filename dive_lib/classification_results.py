@@ -1,4 +1,4 @@
-"""What classification runs amount to: accuracy with its interval, cost, why images are wrong, how answers are reached."""
+"""What classification runs amount to: accuracy with its interval, cost, and why images are wrong."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -42,10 +42,10 @@ def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, re
     if reference is not None:
         same = matched(reference, results)
         differences = [100.0 * (a["correct"] - b["correct"]) for a, b in zip(results, same)]
-        row |= {"agreement": round(100 * float(np.mean([a["prediction"] == b["prediction"]
-                                                        for a, b in zip(results, same)])), 4),
-                "difference": round(float(np.mean(differences)), 4),
-                "difference_ci95": [round(b, 4) for b in bootstrap_interval(differences, resamples=resamples, seed=seed)]}
+        equal = [a["prediction"] == b["prediction"] for a, b in zip(results, same)]
+        interval = bootstrap_interval(differences, resamples=resamples, seed=seed)
+        row |= {"agreement": round(100 * float(np.mean(equal)), 4), "difference": round(float(np.mean(differences)), 4),
+                "difference_ci95": [round(bound, 4) for bound in interval]}
     return row
 
 

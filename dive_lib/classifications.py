@@ -64,8 +64,8 @@ class Runner:
         self.spec = spec
         weights = checkpoint.fingerprint(paths.ROOT / spec["model"] / "weights.safetensors")
         if weights != spec["model_weights"] or image_encoder.fingerprint(spec["encoder"]) != spec["encoder_weights"]:
-            raise ValueError(f"{spec['model']} or {spec['encoder'] or 'pixels'}: the weights have changed since the run "
-                             "was described; describe it anew")
+            raise ValueError(f"{spec['model']} or {spec['encoder'] or 'pixels'}: the weights have changed since the "
+                             "run was described; describe it anew")
         self.images = read_split(paths.ROOT / spec["root"], spec["folder"], image_size=spec["image_size"],
                                  channels=spec["channels"])
         self.encoder = image_encoder.load(spec["encoder"]).to(device())

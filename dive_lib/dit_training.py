@@ -23,8 +23,8 @@ def obtain(data: ClassData, encoder: nn.Module, architecture: dict, config: Trai
     model = dit.DiT(data.classes, **architecture)
     latents = class_data.encode(encoder, data.train, label="training latents")
     if latents.shape[1:] != model.latent_shape:
-        raise ValueError(f"the DiT diffuses {model.latent_shape}, the encoded images are {tuple(latents.shape[1:])}; change "
-                         "in_channels and sample_size of the architecture, or the image size")
+        raise ValueError(f"the DiT diffuses {model.latent_shape}, the encoded images are {tuple(latents.shape[1:])}; "
+                         "change in_channels and sample_size of the architecture, or the image size")
     loss_of = dit.dit_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
     losses = train(model.to(class_data.device()), loss_of, config, scratch=paths.scratch() / "dit", label=label,
                    identity=fingerprint(latents, data.train.labels, model.config, dropout, focus or {}))

@@ -57,8 +57,9 @@ def quality(classifier: nn.Sequential, real: torch.Tensor, generated: torch.Tens
     """The four measures of generated images (m, C, S, S) against real ones (n, C, S, S)."""
     (a, _), (b, probabilities) = (read_images(classifier, images) for images in (real, generated))
     precision, recall = precision_recall(a, b, nearest)
-    return {"frechet_distance": round(frechet_distance(a, b), 4), "inception_score": round(inception_score(probabilities), 4),
-            "precision": round(precision, 4), "recall": round(recall, 4)}
+    row = {"frechet_distance": frechet_distance(a, b), "inception_score": inception_score(probabilities),
+           "precision": precision, "recall": recall}
+    return {key: round(value, 4) for key, value in row.items()}
 
 
 BETTER = {"frechet_distance": -1, "inception_score": 1, "precision": 1, "recall": 1}

@@ -45,7 +45,8 @@ def prepare(directory: Path | str, spec: dict) -> Path:
     return directory
 
 
-def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int = 1, label: str = "images") -> list[dict]:
+def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int = 1,
+        label: str = "images") -> list[dict]:
     """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
 
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC

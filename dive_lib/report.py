@@ -131,7 +131,8 @@ def classification_rows(metrics: Mapping) -> list[dict]:
 
 def classification_table(metrics: Mapping) -> str:
     """Table IV in Markdown from the content of metrics.json; empty without a row."""
-    header = ["method", "accuracy [95 % interval]", "images", "forward-equivalents per image", "paper, ImageNet: accuracy"]
+    header = ["method", "accuracy [95 % interval]", "images", "forward-equivalents per image",
+              "paper, ImageNet: accuracy"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in classification_rows(metrics):
         low, high = row["accuracy_ci95"]

@@ -24,7 +24,8 @@ def make(root, monkeypatch, per_class=2) -> class_data.ClassData:
         for name in CLASSES:
             (root / "images" / split / name).mkdir(parents=True)
             for k in range(per_class):
-                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / "images" / split / name / f"{k}.png")
+                image = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8))
+                image.save(root / "images" / split / name / f"{k}.png")
     save_dit(root / "runs" / "dit")
     return class_data.describe("smoke", root / "images", dict(zip(class_data.SPLITS, class_data.SPLITS)), image_size=8,
                                channels=1, per_class={split: per_class for split in class_data.SPLITS}, encoder="")

@@ -39,7 +39,7 @@ def test_numbers_repeat_and_differ(digits):
 
 
 def test_the_two_halves_show_the_two_digits(digits):
-    """The digit decides its half: with one glyph for each digit, 37 and 31 agree on the left, 37 and 97 on the right."""
+    """With one glyph for each digit, 37 and 32 agree on the left, 37 and 97 on the right."""
     data, labels = glyphs.load(digits, "train")
     first = [int(np.flatnonzero(labels == d)[0]) for d in range(10)]
     data, labels = data[first], labels[first]
@@ -116,7 +116,7 @@ def test_profile_data_are_described_and_loaded(tmp_path, digits, monkeypatch):
 
 def test_where_one_split_serves_twice_tuning_never_sees_test_images(tmp_path):
     folder(tmp_path, split="train", images=2), folder(tmp_path, images=4)
-    data = class_data.describe("paper", tmp_path, {"train": "train", "val": "val", "test": "val"}, image_size=8, channels=3,
+    data = class_data.describe("paper", tmp_path, NAMES | {"test": "val"}, image_size=8, channels=3,
                                per_class={"train": 0, "val": 2, "test": 2}, encoder="")
     assert data.test.names[:2] == ["n01/ILSVRC_0.JPEG", "n01/ILSVRC_1.JPEG"], "DIVE's subset: the first two"
     assert not set(data.test.names) & set(data.val.names) and len(data.val) == 4 and len(data.train) == 4

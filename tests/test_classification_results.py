@@ -26,7 +26,8 @@ def inverted():
     for k, (answer, label) in enumerate(zip([0, 2, 0, 1], LABELS)):
         rows.append({"image_id": f"i{k}", "label": label, "prediction": answer, "correct": answer == label,
                      "convergence_step": 2, "states_visited": 2, "curve": [[2, 0.5, 6], [4, 0.5, 10]],
-                     "improvements": [[2, 0.5, 2], [4, 0.4, answer]], "cost": Cost(forward=6, backward=4, reused=3).to_dict()})
+                     "improvements": [[2, 0.5, 2], [4, 0.4, answer]],
+                     "cost": Cost(forward=6, backward=4, reused=3).to_dict()})
     return rows
 
 
@@ -77,14 +78,15 @@ def test_confusions():
 
 
 def test_the_cheapest_good_candidate_is_chosen():
-    candidates = {"slow": {"accuracy": 90, "forward_equivalents": 100}, "fast": {"accuracy": 89.5, "forward_equivalents": 9},
-                  "poor": {"accuracy": 80, "forward_equivalents": 1}}
+    rows = {"slow": (90, 100), "fast": (89.5, 9), "poor": (80, 1)}
+    candidates = {name: {"accuracy": a, "forward_equivalents": cost} for name, (a, cost) in rows.items()}
     assert results_of.cheapest(candidates, 1.0) == "fast" and results_of.cheapest(candidates, 0.0) == "slow"
 
 
 def test_table_4_shows_present_rows_beside_the_paper():
     metrics = {"classification": {
-        "dive_exact": {"accuracy": 91.26, "accuracy_ci95": [88.0, 94.0], "n_images": 500, "forward_equivalents": 1234.4},
+        "dive_exact": {"accuracy": 91.26, "accuracy_ci95": [88.0, 94.0], "n_images": 500,
+                       "forward_equivalents": 1234.4},
         "resnet": {"accuracy": 95.0, "accuracy_ci95": [93.0, 97.0], "n_images": 500}}}
     lines = report.classification_table(metrics).splitlines()
     assert lines[2] == "| DIVE, exact reuse | **91.3** [88.0, 94.0] | 500 | 1,234 | \u2013 |"
@@ -106,11 +108,13 @@ def test_every_figure_is_drawn(tmp_path):
     rng = np.random.default_rng(0)
     ways = [{"embeddings": rng.normal(size=(5, 4)), "classes": [0, 0, 1, 2, 2], "label": 1, "prediction": 2,
              "monitor": [[2, 0.5], [4, 0.4]]} for _ in range(4)]
-    drawn = [class_figures.accuracy_bars([row | {"name": "DIVE", "key": "dive", "paper": 77.2}, row | {"name": "a", "paper": None}]),
+    bars = [row | {"name": "DIVE", "key": "dive", "paper": 77.2}, row | {"name": "a", "paper": None}]
+    drawn = [class_figures.accuracy_bars(bars),
              class_figures.accuracy_against_cost(curves, [row | {"name": "fast"}]),
              class_figures.cost_against_classes([row | {"name": n, "classes": c} for n in "ab" for c in (10, 100)]),
              class_figures.convergence([2, 4, 4], 4, [1, 2, 3]),
              class_figures.embedding_paths(rng.normal(size=(3, 4)), ways, "xyz"),
-             class_figures.confusion_matrix(results_of.confusion(results, 3), "xyz")]
+             class_figures.confusion_matrix(results_of.confusion(results, 3), "xyz"),
+             class_figures.model_orders({"a": row, "b": row}, {"accuracy": "DIVE", "n_images": "images"})]
     for k, figure in enumerate(drawn):
         assert figures.save(figure, tmp_path / f"{k}.png").stat().st_size > 2000

@@ -69,8 +69,8 @@ def test_exact_reuse_gives_the_published_answers_for_less(world, tmp_path):
         assert [point[2] for point in slow["curve"]] == [2 * 3 * 2 + 6, 2 * 6 * 2 + 12, 2 * 8 * 2 + 18]
         assert fast["cost"]["forward_equivalents"] <= slow["cost"]["forward_equivalents"]
         assert fast["improvements"][-1][2] == fast["prediction"]
-        errors = enumerated[fast["image_id"]]["errors"]
-        assert fast["monitor"] == pytest.approx(errors[fast["prediction"]], abs=1e-5), "the monitor is the class's error"
+        error = enumerated[fast["image_id"]]["errors"][fast["prediction"]]
+        assert fast["monitor"] == pytest.approx(error, abs=1e-5), "the monitor is the class's error"
 
 
 def test_a_rate_in_deviations_of_the_vocabulary(world):
@@ -86,7 +86,8 @@ def test_only_some_classes_are_possible(world, tmp_path):
         results = classifications.run(tmp_path / "out", spec(world, method, image_ids=ids, classes=[1, 3, 5]))
         assert {r["prediction"] for r in results} <= {1, 3, 5}
         assert all(r["correct"] == (r["prediction"] == r["label"]) for r in results)
-    results = classifications.run(tmp_path / "out", spec(world, {"method": "enumerate"}, image_ids=ids, classes=[1, 3, 5]))
+    few = spec(world, {"method": "enumerate"}, image_ids=ids, classes=[1, 3, 5])
+    results = classifications.run(tmp_path / "out", few)
     by_id = {r["image_id"]: r["errors"] for r in everything}
     for r in results:
         assert r["errors"] == pytest.approx([by_id[r["image_id"]][c] for c in (1, 3, 5)], abs=1e-6)
@@ -115,7 +116,8 @@ def test_processes_share_the_images(tmp_path, monkeypatch):
     monkeypatch.undo()
     described = spec(world, {"method": "enumerate"}, image_ids=world.ids("test")[:4], batch=2)
     results = classifications.run(tmp_path / "out", described, workers=2, label="test")
-    assert [r["image_id"] for r in results] == described["image_ids"] and len(list((tmp_path / "out").glob("*-*.json"))) == 4
+    assert [r["image_id"] for r in results] == described["image_ids"]
+    assert len(list((tmp_path / "out").glob("*-*.json"))) == 4
 
 
 def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
@@ -130,7 +132,8 @@ def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
         classifications.Runner(described)
 
 
-@pytest.mark.parametrize("method", [{"method": "guess"}, {"method": "eliminate", "keep": [1]}, {"method": "enumerate", "x": 1}])
+@pytest.mark.parametrize("method", [{"method": "guess"}, {"method": "eliminate", "keep": [1]},
+                                    {"method": "enumerate", "x": 1}])
 def test_unknown_methods_and_settings_are_refused(world, method):
     with pytest.raises(ValueError, match="unknown classification"):
         spec(world, method)
@@ -145,8 +148,9 @@ def test_imagenets_way_through_autoencoder_and_published_dit(tmp_path):
     AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "vae")
     DiTTransformer2DModel(sample_size=8, in_channels=4, out_channels=8, num_layers=1, num_attention_heads=2,
                           attention_head_dim=8, num_embeds_ada_norm=2).save_pretrained(tmp_path / "DiT" / "transformer")
-    data = class_data.describe("paper", tmp_path / "imagenet", {"train": "train", "val": "val", "test": "val"}, image_size=16,
-                               channels=3, per_class={"train": 0, "val": 1, "test": 2}, encoder=str(tmp_path / "vae"))
+    names = {"train": "train", "val": "val", "test": "val"}
+    data = class_data.describe("paper", tmp_path / "imagenet", names, image_size=16, channels=3,
+                               per_class={"train": 0, "val": 1, "test": 2}, encoder=str(tmp_path / "vae"))
     model = dit.load_published(tmp_path / "DiT" / "transformer", data.classes)
     save_model(tmp_path / "dit", model, model.config)
     described = classifications.make_spec(data, "test", data.ids("test"), tmp_path / "dit", DIVE, pairs=PAIRS)

@@ -1,4 +1,4 @@
-"""Classifiers on toy images: they learn, ResNet-18 has its size, the DiT's features and its images can be learned from."""
+"""Classifiers on toy images: they learn, have known sizes, and take a DiT's features and its images."""
 
 from pathlib import Path
 
@@ -26,8 +26,9 @@ def toy(count=60):
     return images, labels
 
 
-@pytest.mark.parametrize("settings", [{"kind": "convnet", "widths": [8, 16]}, {"kind": "resnet", "widths": [8, 8], "blocks": 1,
-                                       "stem": "pixels"}, {"kind": "vit", "patch": 4, "width": 16, "layers": 1, "heads": 2}])
+@pytest.mark.parametrize("settings", [{"kind": "convnet", "widths": [8, 16]},
+                                      {"kind": "resnet", "widths": [8, 8], "blocks": 1, "stem": "pixels"},
+                                      {"kind": "vit", "patch": 4, "width": 16, "layers": 1, "heads": 2}])
 def test_every_kind_learns(settings, tmp_path):
     images, labels = toy()
     torch.manual_seed(0)
@@ -70,7 +71,8 @@ def test_shifts_move_images_without_changing_labels():
     loss_of = classifiers.classifier_loss(images.__getitem__, labels, 6, shift=2)
     loss_of(Watch(), 0, torch.Generator().manual_seed(0))
     index = torch.randint(6, (6,), generator=torch.Generator().manual_seed(0))
-    assert seen[0].sum() == pytest.approx(images[index].sum().item(), abs=1e-3) and not torch.equal(seen[0], images[index])
+    assert seen[0].sum() == pytest.approx(images[index].sum().item(), abs=1e-3)
+    assert not torch.equal(seen[0], images[index])
 
 
 def test_features_are_those_of_one_block_and_repeat(model):
@@ -85,8 +87,8 @@ def test_features_are_those_of_one_block_and_repeat(model):
 
 def test_synthetic_images_are_a_folder_of_classes_and_continue(model, tmp_path):
     def draw(**changes):
-        return synthetic_images.draw_split(tmp_path, "train", model, image_encoder.load(), **({"per_class": 2, "steps": 3,
-                                           "seed": 0, "batch": 5} | changes))
+        settings = {"per_class": 2, "steps": 3, "seed": 0, "batch": 5} | changes
+        return synthetic_images.draw_split(tmp_path, "train", model, image_encoder.load(), **settings)
 
     folder = draw()
     images = read_split(tmp_path, "train", image_size=8, channels=1, classes=class_world.CLASSES)
@@ -105,6 +107,6 @@ def test_gaps_are_those_of_the_losses(model):
     wrong = class_diagnosis.wrong_classes(labels, 6, torch.Generator().manual_seed(0))
     assert (wrong != labels).all() and wrong.min() >= 0 and wrong.max() < 6
     rows = class_diagnosis.gap_table(model, latents, labels, [(0, 100), (300, 500)], draws=3, seed=0)
-    assert [(r["corruption"], r["t_low"]) for r in rows] == [("wrong_class", 0), ("null_class", 0), ("wrong_class", 300),
-                                                            ("null_class", 300)]
+    assert [(r["corruption"], r["t_low"]) for r in rows] == [(name, low) for low in (0, 300)
+                                                            for name in ("wrong_class", "null_class")]
     assert all(0 <= r["share"] <= 1 and abs(r["gap"]) < r["true_loss"] for r in rows) and any(r["gap"] for r in rows)
