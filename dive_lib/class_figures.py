@@ -6,7 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from dive_lib.figures import BLUE, INK, MUTED, PALE, SKY, VERMILION, colour_bar, styled
 
@@ -88,6 +88,7 @@ def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
 
 def _log_cost(axis, set_scale):
     set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -110,6 +110,12 @@ def nested_classes(total: int, counts: Sequence[int], seed: int) -> dict[int, li
     return {count: sorted(order[:count]) for count in sorted(counts)}
 
 
+def spread(results: Sequence, count: int) -> list:
+    """At most `count` entries, evenly spread: results come class by class."""
+    count = min(count, len(results))
+    return [results[k * len(results) // count] for k in range(count)]
+
+
 def failures(results: list[dict], enumeration: list[dict]) -> dict:
     """Why images are wrong, by the errors of the enumeration on the same pairs.
 

@@ -64,6 +64,10 @@ def test_fewer_possible_classes():
         results_of.nested_classes(5, [6], seed=0)
 
 
+def test_entries_are_spread():
+    assert results_of.spread(range(10), 4) == [0, 2, 5, 7] and results_of.spread("ab", 5) == ["a", "b"]
+
+
 def test_failures_are_told_apart():
     found = results_of.failures(inverted(), enumeration())
     assert found == {"right": 1, "search_failures": 2, "model_failures": 1, "missed": 50, "missed_truth": 50}
