@@ -110,32 +110,38 @@ def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tenso
     return rows
 
 
-def class_from_gradient(objective: Objective, latents: torch.Tensor, truth: torch.Tensor, wrong: torch.Tensor,
-                        pairs: Pairs) -> dict:
+def class_from_gradient(objective: Objective, latents: torch.Tensor, truth: torch.Tensor, pairs: Pairs,
+                        generator: torch.Generator) -> list[dict]:
     """How often the gradient at one layout names the right class of an object whose box is known.
 
-    truth, wrong (B, N, 5) differ in the class of each layout's first object: another class or [none]. To first order
-    the loss of class b is L(wrong) + g . (v_b - v_wrong), with the gradient g at `wrong`; straight-through steps rely on
-    it. gradient: share of images in which the true class has the lowest first-order loss. evaluation: share in which it
-    has the lowest loss, when every class is evaluated on the same pairs.
+    In each layout of truth (B, N, 5) the first object's class is replaced by [none] or by another class. To first order
+    the loss of class b is then L + g . (v_b - v_now) with the gradient g at the replaced layout; straight-through steps
+    rely on it. A row for each replacement with the share of images in which the true class has the lowest first-order
+    loss (`gradient`) and the lowest loss when every class is evaluated on the same pairs (`evaluation`).
     """
-    ldm, rows = objective.ldm, torch.arange(len(truth))
-    first = _first_objects(truth, ldm.grid)
-    right = truth[rows, first, 0]
-    table = ldm.vocabulary.class_table[:-1]
-    ranked = []
-    for k in range(len(truth)):
-        v = ldm.vocabulary(wrong[k:k + 1]).detach().requires_grad_()
-        image, context = latents[k:k + 1].expand(len(pairs), -1, -1, -1), ldm.context(v).expand(len(pairs), -1, -1)
-        gradient, = torch.autograd.grad(objective.image_losses(image, context, pairs).mean(), v)
-        ranked.append((table @ gradient[0, first[k], 0]).argmin())
-    evaluated = []
-    for b in range(len(table)):
-        tokens = wrong.clone()
-        tokens[rows, first, 0] = b
-        evaluated.append(objective.evaluate(latents, tokens, pairs, prior=False))
-    shares = {"gradient": torch.stack(ranked), "evaluation": torch.stack(evaluated).argmin(0)}
-    return {name: (guess == right).float().mean().item() for name, guess in shares.items()}
+    ldm, rows, first = objective.ldm, torch.arange(len(truth)), _first_objects(truth, objective.ldm.grid)
+    right, table = truth[rows, first, 0], ldm.vocabulary.class_table.detach()[:-1]
+
+    def replaced(classes):
+        tokens = truth.clone()
+        tokens[rows, first, 0] = classes
+        return tokens
+
+    def share(scores):  # (B, classes), the lowest is the guess
+        return (scores.argmin(1) == right).float().mean().item()
+
+    losses = [objective.evaluate(latents, replaced(b), pairs, prior=False) for b in range(len(table))]
+    table_rows = []
+    for name, tokens in {"none": replaced(len(table)), "another": wrong_class(truth, ldm.grid, generator)}.items():
+        scores = []
+        for k in range(len(truth)):
+            v = ldm.vocabulary(tokens[k:k + 1]).detach().requires_grad_()
+            images, context = (x.expand(len(pairs), *x.shape[1:]) for x in (latents[k:k + 1], ldm.context(v)))
+            gradient, = torch.autograd.grad(objective.image_losses(images, context, pairs).mean(), v)
+            scores.append(table @ gradient[0, first[k], 0])
+        table_rows.append({"class": name, "gradient": share(torch.stack(scores)),
+                           "evaluation": share(torch.stack(losses, 1))})
+    return table_rows
 
 
 def failures(found: torch.Tensor, true: torch.Tensor, perfect: list[bool]) -> dict:

@@ -83,6 +83,17 @@ def test_position_attention_needs_object_tokens():
         layout_ldm.LayoutLDM(tiny.GRID, tiny.VOCABULARY, encoder, tiny.UNET, position_attention=True)
 
 
+def test_a_linear_condition_has_no_hidden_layer():
+    encoder = {"layers": 0, "heads": 1, "head_width": 4, "object_tokens": True, "linear": True, "width": 16}
+    torch.manual_seed(0)
+    model = layout_ldm.LayoutLDM(tiny.GRID, tiny.VOCABULARY, encoder, tiny.UNET, position_attention=True)
+    a, b = model.vocabulary(tiny.layouts()[:2]).flatten(2)
+    join = model.encoder.join
+    torch.testing.assert_close(join(a) + join(b), join(a + b) + join(torch.zeros_like(a)))
+    with pytest.raises(ValueError, match="linear needs object_tokens"):
+        layout_ldm.LayoutLDM(tiny.GRID, tiny.VOCABULARY, encoder | {"object_tokens": False}, tiny.UNET)
+
+
 def test_priors_see_their_own_fields_only():
     ldm = tiny.layout_ldm()
     classes, boxes = (tiny.layout_prior(ldm, fields) for fields in ("classes", "boxes"))
