@@ -50,11 +50,11 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
 
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
-    empties `directory` before a stage starts, and a stopped run must not lose what it has. One worker is this process;
-    several are processes that share the processor cores. Raises RuntimeError with a process's last words if one fails.
+    empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The stage
+    ends with `forget`. One worker is this process; several are processes that share the processor cores. Raises
+    RuntimeError with a process's last words if one fails.
     """
-    target, directory = Path(directory), paths.scratch() / "image_runs" / checkpoint.fingerprint(spec)
-    prepare(directory, spec)
+    target, directory = Path(directory), prepare(_scratch(spec), spec)
     done = _present(directory, spec)
     with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
         if done < progress.total and workers == 1:
@@ -64,8 +64,13 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     results = collect(directory)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
-    shutil.rmtree(directory)
     return results
+
+
+def forget(*specs: dict) -> None:
+    """Removes the scratch copies of runs; run again, they would be computed anew."""
+    for spec in specs:
+        shutil.rmtree(_scratch(spec), ignore_errors=True)
 
 
 def collect(directory: Path | str) -> list[dict]:
@@ -131,6 +136,10 @@ def _run_processes(directory: Path, spec: dict, module: str, workers: int, progr
         for process in processes:
             process.terminate()
             process.wait()
+
+
+def _scratch(spec: dict) -> Path:
+    return paths.scratch() / "image_runs" / checkpoint.fingerprint(spec)
 
 
 def _present(directory: Path, spec: dict) -> int:

@@ -120,6 +120,18 @@ def test_processes_share_the_images(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("*-*.json"))) == 4
 
 
+def test_a_finished_run_is_kept_until_it_is_forgotten(world, tmp_path, monkeypatch):
+    """A stage of several runs that is stopped continues with the runs that it had not finished."""
+    described = spec(world, {"method": "enumerate"})
+    first = classifications.run(tmp_path / "out", described)
+    with monkeypatch.context() as patch:
+        patch.setattr(classifications.Runner, "results", None)
+        assert classifications.run(tmp_path / "again", described) == first
+    image_runs.forget(described)
+    again = classifications.run(tmp_path / "out", described)
+    assert without_seconds(again) == without_seconds(first) and again != first
+
+
 def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
     described = spec(world)
     run = image_runs.prepare(tmp_path / "run", described)
