@@ -22,7 +22,7 @@ from typing import Protocol
 
 from dive_lib import checkpoint, paths
 from dive_lib.files import read_json, write_json
-from dive_lib.progress import Progress
+from dive_lib.progress import Progress, silent
 
 
 class Runner(Protocol):
@@ -58,7 +58,8 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     done = _present(directory, spec)
     with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
         if done < progress.total and workers == 1:
-            run_shard(directory, runner, report=progress.update)
+            with silent():
+                run_shard(directory, runner, report=progress.update)
         elif done < progress.total:
             _run_processes(directory, spec, runner.__module__, workers, progress)
     results = collect(directory)
