@@ -9,7 +9,7 @@ PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3 python
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro test lab clean data
+.PHONY: help repro detect classify test lab clean data
 
 # Stages, tests and notebooks run the environment's `python`, and its kernel wins over one of the user's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -18,10 +18,16 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mini (default) or paper (GPU node)
 	.venv/bin/dvc repro report@$(PROFILE)
+
+detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
+	.venv/bin/dvc repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
+
+classify: .venv/.ready data  ## The classification half alone: notebooks 10 to 14
+	.venv/bin/dvc repro model_evaluation@$(PROFILE) classifiers@$(PROFILE)
 
 test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; writes nothing into runs/ or reports/
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; failed=0; \

@@ -1,4 +1,4 @@
-"""DIVE: object detection by inverting a layout-to-image latent diffusion model, as a thin library.
+"""DIVE: objects and classes read off an image by inverting a frozen conditional diffusion model, as a thin library.
 
 The notebooks in `notebooks/` tell the story; the modules here hold what two of them need or what deserves a test.
 One concept per module; import the module that you need (`from dive_lib import scenes`).  Nothing is imported here,

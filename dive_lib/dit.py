@@ -7,6 +7,7 @@ embeddings of timestep and class, which diffusers repeats in every block, are co
 an embedding, since that is what DIVE optimises.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -114,6 +115,17 @@ def dit_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout
         return denoising_loss(predicted.float(), noise, kind).mean()
 
     return loss_of
+
+
+def with_classes(model: DiT, classes: Sequence[int]) -> DiT:
+    """The same frozen network with some of its classes only, in the given order, and the null class."""
+    part = copy.copy(model)
+    part._modules = dict(model._modules)  # all but the vocabulary is shared
+    part.grid = ClassGrid([model.grid.classes[c] for c in classes])
+    part.vocabulary = ClassVocabulary(part.grid, model.vocabulary.width)
+    rows = torch.tensor([*classes, len(model.grid.classes)])
+    part.vocabulary.class_table.data = model.vocabulary.class_table.detach()[rows].clone()
+    return checkpoint.freeze(part)
 
 
 def load(directory) -> DiT:

@@ -30,7 +30,7 @@ from ruamel.yaml.error import YAMLError
 from dive_lib.paths import ROOT, shorten
 
 PARAMS = ROOT / "params.yaml"
-NAMED = ("architectures", "searches")
+NAMED = ("architectures", "searches", "class_searches")
 """Top-level keys of `params.yaml` that are no profile: settings with names, which the profiles refer to."""
 
 

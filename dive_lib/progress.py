@@ -13,13 +13,29 @@
 * Under pytest nothing is shown.
 """
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 REFRESH_SECONDS = 0.5
 LOG_SECONDS = 30.0
+
+
+_silenced = 0
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing that begins in this block shows a line: for the parts of what already has one."""
+    global _silenced
+    _silenced += 1
+    try:
+        yield
+    finally:
+        _silenced -= 1
 
 
 class Progress:
@@ -144,7 +160,7 @@ class _Silent:
 
 
 def _choose_sink():
-    if "PYTEST_CURRENT_TEST" in os.environ:
+    if _silenced or "PYTEST_CURRENT_TEST" in os.environ:
         return _Silent()
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

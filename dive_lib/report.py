@@ -1,14 +1,14 @@
-"""The numbers of the report: metrics files, the README's results table.
+"""The numbers of the report: metrics files, the README's results tables.
 
 `reports/<profile>/metrics.json` holds every headline number of a profile, `timings.json` the seconds, which
-differ from run to run. The README's table stands between two markers and is generated from the former:
+differ from run to run. The README's tables stand between two markers and are generated from the former:
 
     python -m dive_lib.report [PROFILE]
 """
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dive_lib import paths
@@ -33,6 +33,22 @@ PAPER_TABLE_3 = {
 PAPER_TABLE_1 = ({"steps": 400, "AP": 5.7, "minutes": 18}, {"steps": 1000, "AP": 6.4, "minutes": 45},
                  {"steps": 2000, "AP": 7.1, "minutes": 90}, {"steps": 4000, "AP": 7.2, "minutes": 180})
 """DIVE, Table I: 500 images of COCO 2017, minutes per image on one RTX 3090."""
+
+CLASSIFIERS = {
+    "diffusion_classifier": ("Diffusion Classifier, every class", 77.3),
+    "diffusion_classifier_adaptive": ("Diffusion Classifier, adaptive", None),
+    "dive_published": ("DIVE, as published", 77.2),
+    "dive_text": ("DIVE, as the text has it", None),
+    "dive_exact": ("DIVE, exact reuse", None),
+    "dive_fast": ("DIVE, best approximation", None),
+    "dive_without_in_vocabulary": ("DIVE without in-vocabulary search", 60.3),
+    "synthetic_data": ("network trained on generated images", 67.1),
+    "diffusion_feature": ("head on the model's features", 69.2),
+    "convnet": ("plain convolutional network (paper: AlexNet)", 57.5),
+    "resnet": ("residual network (paper: ResNet-18)", 70.6),
+    "vit": ("vision transformer (paper: ViT-B/16)", 81.5),
+}
+"""Rows of Table IV: key in metrics["classification"] -> name, and the paper's accuracy on 2000 images of ImageNet."""
 
 
 def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> dict:
@@ -95,17 +111,54 @@ def ablation_rows(metrics: Mapping) -> list[dict]:
     return rows
 
 
+def existing_metrics(profile: str, names: Sequence[str]) -> dict:
+    """Content of those metrics files that were written: a pipeline may have been run in part."""
+    return {name: read_json(paths.metrics(profile, name)) for name in names if paths.metrics(profile, name).is_file()}
+
+
+def existing_figures(profile: str, names: Sequence[str]) -> list[Path]:
+    """Those of the figures (such as "12_classification/cost") that were drawn."""
+    files = [paths.reports(profile) / "figures" / f"{name}.png" for name in names]
+    return [path for path in files if path.is_file()]
+
+
+def classification_rows(metrics: Mapping) -> list[dict]:
+    """Present rows of Table IV, {key, name, accuracy, accuracy_ci95, n_images, forward_equivalents, paper}."""
+    rows = metrics.get("classification", {})
+    return [{"key": key, "name": name, "paper": paper, **rows[key]} for key, (name, paper) in CLASSIFIERS.items()
+            if key in rows]
+
+
+def classification_table(metrics: Mapping) -> str:
+    """Table IV in Markdown from the content of metrics.json; empty without a row."""
+    header = ["method", "accuracy [95 % interval]", "images", "forward-equivalents per image",
+              "paper, ImageNet: accuracy"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in classification_rows(metrics):
+        low, high = row["accuracy_ci95"]
+        cost = f"{row['forward_equivalents']:,.0f}" if "forward_equivalents" in row else "1"
+        paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
+        cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", cost, paper]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def readme_tables(metrics: Mapping) -> str:
+    """What stands between the README's markers: detection, and classification where it was run."""
+    return "\n\n".join(filter(None, (results_table(metrics), classification_table(metrics))))
+
+
 def update_readme(readme_path: str | os.PathLike, metrics: Mapping) -> Path:
-    """Replaces what stands between the markers by `results_table`, atomically. ValueError without markers."""
+    """Replaces what stands between the markers by `readme_tables`, atomically. ValueError without markers."""
     text = Path(readme_path).read_text(encoding="utf-8")
     first, last = _block(text, paths.shorten(readme_path))
-    return write_text(readme_path, f"{text[:first]}\n{results_table(metrics)}\n{text[last:]}")
+    return write_text(readme_path, f"{text[:first]}\n{readme_tables(metrics)}\n{text[last:]}")
 
 
 def readme_matches(readme_text: str, metrics: Mapping) -> bool:
     """Whether the README shows exactly these metrics. Raises ValueError without markers."""
     first, last = _block(readme_text, "README")
-    return readme_text[first:last].strip() == results_table(metrics)
+    return readme_text[first:last].strip() == readme_tables(metrics)
 
 
 def _block(text: str, name: str) -> tuple[int, int]:

@@ -139,3 +139,13 @@ def test_fields(recorder):
     bar = Progress(3, "x")
     bar.update(loss=1 / 3, step=123456, split="val")
     assert bar.line().endswith("loss 0.3333  step 123456  split val")
+
+
+def test_parts_of_what_has_a_line_can_be_silent(monkeypatch, capsys):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+    with progress.silent(), Progress(1, "inner") as bar:
+        bar.update()
+    with Progress(1, "outer") as bar:
+        bar.update()
+    shown = capsys.readouterr().err
+    assert "outer: done" in shown and "inner" not in shown

@@ -1,0 +1,172 @@
+"""Figures of classification, in the style of `figures`; accuracies are in percent."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from dive_lib.figures import BLUE, INK, MUTED, PALE, SKY, VERMILION, colour_bar, styled
+
+MARKERS = "osD^vPX*<>"
+
+
+@styled
+def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet") -> Figure:
+    """Table IV: accuracy of each method, the paper's beside it.
+
+    rows: {name, accuracy, accuracy_ci95 or None, paper or None}, top to bottom.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8, 0.42 * len(rows) + 1.2), sharey=True, width_ratios=[1.5, 1])
+    for k, row in enumerate(rows):
+        axes[0].barh(k, row["accuracy"], height=0.66, color=BLUE if "dive" in row.get("key", "") else SKY)
+        end = row["accuracy"]
+        if row.get("accuracy_ci95"):
+            axes[0].plot(row["accuracy_ci95"], [k, k], color=INK, linewidth=1.6, solid_capstyle="butt")
+            end = max(end, row["accuracy_ci95"][1])
+        axes[0].annotate(f"{row['accuracy']:.1f}", (end, k), (4, 0), textcoords="offset points", va="center",
+                         fontsize=10)
+        if row.get("paper") is not None:
+            axes[1].barh(k, row["paper"], height=0.66, color=PALE)
+            axes[1].annotate(f"{row['paper']:.1f}", (row["paper"], k), (4, 0), textcoords="offset points", va="center",
+                             fontsize=10, color=MUTED)
+    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes[0].invert_yaxis()
+    for axis, title in zip(axes, ("measured here", paper_label)):
+        axis.set(xlabel="accuracy, percent", title=title, xlim=(0, 114))
+        axis.set_xticks(range(0, 101, 25))
+        axis.grid(axis="x")
+        axis.grid(axis="y", visible=False)
+    axes[1].tick_params(axis="y", length=0)
+    return figure
+
+
+@styled
+def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) -> Figure:
+    """curves: rows {name, forward_equivalents, accuracy}, joined by name. points: the same, with accuracy_ci95."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.6))
+    colours = iter(mpl.rcParams["axes.prop_cycle"].by_key()["color"] * 3)
+    for name in dict.fromkeys(row["name"] for row in curves):
+        own = [row for row in curves if row["name"] == name]
+        axis.plot([row["forward_equivalents"] for row in own], [row["accuracy"] for row in own], ".-", linewidth=1.5,
+                  color=next(colours), label=name)
+    for row, marker in zip(points, MARKERS):
+        colour = next(colours)
+        if row.get("accuracy_ci95"):
+            axis.plot([row["forward_equivalents"]] * 2, row["accuracy_ci95"], linewidth=4, alpha=0.35, color=colour,
+                      solid_capstyle="butt")
+        axis.plot(row["forward_equivalents"], row["accuracy"], marker, markersize=8, color=colour, label=row["name"])
+    _log_cost(axis.xaxis, axis.set_xscale)
+    axis.set(xlabel="forward-equivalents per image", ylabel="accuracy, percent (bar: 95 % interval)")
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.4)
+    return figure
+
+
+@styled
+def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
+    """Cost and accuracy against the number of classes: rows {name, classes, forward_equivalents, accuracy}."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
+    for name, marker in zip(dict.fromkeys(row["name"] for row in rows), MARKERS):
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["classes"])
+        for axis, key in zip(axes, ("forward_equivalents", "accuracy")):
+            axis.plot([row["classes"] for row in own], [row[key] for row in own], marker + "-", markersize=5,
+                      linewidth=1.5, label=name)
+    counts = sorted({row["classes"] for row in rows})
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks(counts, counts)
+        axis.set_xlabel("possible classes")
+    _log_cost(axes[0].yaxis, axes[0].set_yscale)
+    axes[0].set(title="forward-equivalents per image")
+    axes[1].set(title="accuracy, percent", ylim=(0, 103))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _log_cost(axis, set_scale):
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+@styled
+def convergence(steps: Sequence[int], cap: int, visited: Sequence[int]) -> Figure:
+    """Distributions of the step that gave each image its answer and of the number of classes that it met."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
+    values = [np.asarray(steps), np.asarray(visited)]
+    edges = [np.linspace(0, cap, min(cap, 20) + 1), np.arange(1, max(visited) + 2) - 0.5]
+    for axis, data, bins in zip(axes, values, edges):
+        axis.hist(data, bins=bins, color=BLUE, edgecolor="white", linewidth=0.8)
+        axis.axvline(data.mean(), color=VERMILION)
+        axis.set_title(f"mean {data.mean():.1f}", color=VERMILION, fontweight="normal")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(xlabel="convergence step (lowest monitor value)", ylabel="images")
+    axes[1].set_xlabel("classes met at the ends of the loops")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+@styled
+def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequence[str]) -> Figure:
+    """The way of v through the vocabulary, in the plane of the table's two principal components, and its monitor.
+
+    table (K, d): the classes' embeddings. paths: per image {embeddings (S, d), classes: nearest class at each step,
+    label, prediction, monitor: [[step, value]]}.
+    """
+    centre = table.mean(0)
+    _, _, axes_of_table = np.linalg.svd(table - centre, full_matrices=False)
+    plane = axes_of_table[:2].T
+    points = (table - centre) @ plane
+    columns = min(3, len(paths))
+    figure, grid = plt.subplots(2, columns, figsize=(8, 5.2), squeeze=False, height_ratios=[1.6, 1])
+    for k, path in enumerate(paths[:columns]):
+        axis, way = grid[0, k], (np.asarray(path["embeddings"]) - centre) @ plane
+        axis.scatter(*points.T, s=8, color=PALE)
+        axis.plot(*way.T, color=BLUE, linewidth=1.2)
+        axis.plot(*way[0], "o", color=BLUE, markersize=5)
+        for c in dict.fromkeys(path["classes"]):
+            axis.annotate(classes[c], points[c], fontsize=8, ha="center", va="center", color=INK)
+        axis.plot(*points[path["label"]], "o", markersize=15, markerfacecolor="none", color=VERMILION)
+        axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[])
+        axis.grid(False)
+        step, value = np.array(path["monitor"]).T
+        grid[1, k].step(step, value, where="post", color=BLUE, linewidth=1.4)
+        grid[1, k].set(xlabel="step", ylabel="" if k else "monitor")
+    return figure
+
+
+@styled
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Labels against answers, percent of a label's images; `counts` (K, K)."""
+    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    figure, axis = plt.subplots(figsize=(6.4, 5.4))
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    step = max(1, len(classes) // 10)
+    ticks = range(0, len(classes), step)
+    axis.set_xticks(ticks, [classes[k] for k in ticks])
+    axis.set_yticks(ticks, [classes[k] for k in ticks])
+    axis.grid(False)
+    axis.set(xlabel="answer", ylabel="class")
+    colour_bar(figure, image, axis, "share of the class's images, percent")
+    return figure
+
+
+@styled
+def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str]) -> Figure:
+    """Table VI: one panel for each measure (key -> title), one bar for each model."""
+    figure, axes = plt.subplots(1, len(measures), figsize=(8, 2.8), squeeze=False)
+    for axis, (key, title) in zip(axes[0], measures.items()):
+        values = [row[key] for row in rows.values()]
+        axis.bar(range(len(rows)), values, width=0.6, color=[BLUE, SKY, PALE][:len(rows)])
+        for k, value in enumerate(values):
+            axis.annotate(f"{value:.3g}", (k, value), (0, 3), textcoords="offset points", ha="center", fontsize=10)
+        axis.set_xticks(range(len(rows)), rows, fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set(yticks=[], ylim=(0, 1.18 * max(values) or 1))
+        axis.spines["left"].set_visible(False)
+        axis.grid(False)
+    return figure

@@ -1,0 +1,160 @@
+"""What classification runs amount to: accuracy with its interval, cost, and why images are wrong."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dive_lib.objective import Cost
+
+
+def bootstrap_interval(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean of `values` when images are drawn anew with replacement."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0 or resamples < 1:
+        raise ValueError(f"a bootstrap needs values and resamples, got {len(values)} and {resamples}")
+    # NumPy guarantees RandomState's stream for ever.
+    drawn = np.random.RandomState(seed).randint(len(values), size=(resamples, len(values)))
+    return [float(bound) for bound in np.percentile(values[drawn].mean(1), (2.5, 97.5))]
+
+
+def evaluate_correct(correct: Sequence[bool], *, resamples: int = 1000, seed: int = 0) -> dict:
+    """Accuracy in percent, its interval and the number of images."""
+    percent = [100.0 * bool(c) for c in correct]
+    return {"accuracy": round(sum(percent) / len(percent), 4), "n_images": len(percent),
+            "accuracy_ci95": [round(b, 4) for b in bootstrap_interval(percent, resamples=resamples, seed=seed)]}
+
+
+def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, resamples: int = 1000,
+                 seed: int = 0) -> dict:
+    """The numbers of a row: accuracy, mean cost, and for DIVE its convergence.
+
+    reference: the results of the full enumeration on the same images, of which `agreement` is the share of equal
+    answers and `difference` the paired difference of the accuracies with its interval.
+    """
+    row = evaluate_correct([r["correct"] for r in results], resamples=resamples, seed=seed)
+    cost = sum((cost_of(r) for r in results), Cost())
+    row |= {"forward_equivalents": round(cost.forward_equivalents / len(results), 4),
+            "reused": round(cost.reused / len(results), 4)}
+    if all("convergence_step" in r for r in results):
+        row |= {"mean_convergence_step": round(float(np.mean([r["convergence_step"] for r in results])), 4),
+                "mean_classes_visited": round(float(np.mean([r["states_visited"] for r in results])), 4)}
+    if reference is not None:
+        same = matched(reference, results)
+        differences = [100.0 * (a["correct"] - b["correct"]) for a, b in zip(results, same)]
+        equal = [a["prediction"] == b["prediction"] for a, b in zip(results, same)]
+        interval = bootstrap_interval(differences, resamples=resamples, seed=seed)
+        row |= {"agreement": round(100 * float(np.mean(equal)), 4), "difference": round(float(np.mean(differences)), 4),
+                "difference_ci95": [round(bound, 4) for bound in interval]}
+    return row
+
+
+def cost_of(result: dict) -> Cost:
+    return Cost(**{key: value for key, value in result["cost"].items() if key in vars(Cost())})
+
+
+def matched(reference: list[dict], results: list[dict]) -> list[dict]:
+    """The entries of `reference` for the images of `results`. Raises ValueError for an image that it lacks."""
+    by_id = {r["image_id"]: r for r in reference}
+    missing = [r["image_id"] for r in results if r["image_id"] not in by_id]
+    if missing:
+        raise ValueError(f"the reference run has no result for {len(missing)} images (first: {missing[0]})")
+    return [by_id[r["image_id"]] for r in results]
+
+
+def loops_curve(results: list[dict], name: str) -> list[dict]:
+    """Accuracy against cost if every image had ended at each monitor: rows {name, step, forward_equivalents, accuracy}.
+
+    Exact, since a shorter run is the beginning of a longer one.
+    """
+    rows = []
+    for number, (step, *_) in enumerate(results[0]["curve"]):
+        right, spent = 0, 0
+        for result in results:
+            reached = [answer for at, _, answer in result["improvements"] if at <= step]
+            right += bool(reached) and reached[-1] == result["label"]
+            spent += result["curve"][min(number, len(result["curve"]) - 1)][2]
+        rows.append({"name": name, "step": step, "forward_equivalents": spent / len(results),
+                     "accuracy": 100 * right / len(results)})
+    return rows
+
+
+def pairs_curve(results: list[dict], name: str) -> list[dict]:
+    """The enumeration's accuracy on fewer pairs."""
+    rows = []
+    for number, (count, _) in enumerate(results[0]["by_pairs"]):
+        right = sum(r["by_pairs"][number][1] == r["label"] for r in results)
+        rows.append({"name": name, "pairs": count, "forward_equivalents": count * len(results[0]["errors"]),
+                     "accuracy": 100 * right / len(results)})
+    return rows
+
+
+def restricted(enumeration: list[dict], classes: Sequence[int]) -> list[dict]:
+    """What the enumeration answers and costs if only these classes are possible, for their images."""
+    rows = []
+    for result in enumeration:
+        if result["label"] not in classes:
+            continue
+        prediction = min(classes, key=lambda c: (result["errors"][c], c))
+        pairs = result["by_pairs"][-1][0]
+        rows.append({"image_id": result["image_id"], "label": result["label"], "prediction": prediction,
+                     "correct": prediction == result["label"], "cost": Cost(forward=pairs * len(classes)).to_dict()})
+    return rows
+
+
+def nested_classes(total: int, counts: Sequence[int], seed: int) -> dict[int, list[int]]:
+    """Sets of so many classes, each part of the next, in rising order."""
+    order = np.random.RandomState(seed).permutation(total).tolist()
+    if not counts or min(counts) < 2 or max(counts) > total:
+        raise ValueError(f"numbers of classes must lie between 2 and {total}, got {list(counts)}")
+    return {count: sorted(order[:count]) for count in sorted(counts)}
+
+
+def spread(results: Sequence, count: int) -> list:
+    """At most `count` entries, evenly spread: results come class by class."""
+    count = min(count, len(results))
+    return [results[k * len(results) // count] for k in range(count)]
+
+
+def failures(results: list[dict], enumeration: list[dict]) -> dict:
+    """Why images are wrong, by the errors of the enumeration on the same pairs.
+
+    search: the true class has a lower error than the answer, and was not found. model: the answer has the lower error,
+    so that a better search would not help. Also the images where the answer is not the enumeration's: `missed`, in
+    percent, and of these the share where the true class was missed, `missed_truth`.
+    """
+    search = model = missed = missed_truth = 0
+    for result, reference in zip(results, matched(enumeration, results)):
+        errors, label, answer = reference["errors"], result["label"], result["prediction"]
+        if answer != label:
+            search += errors[label] < errors[answer]
+            model += errors[label] >= errors[answer]
+        if answer != reference["prediction"]:
+            missed += 1
+            missed_truth += reference["prediction"] == label
+    count = len(results)
+    return {"right": count - search - model, "search_failures": search, "model_failures": model,
+            "missed": round(100 * missed / count, 4), "missed_truth": round(100 * missed_truth / max(1, missed), 4)}
+
+
+def confusion(results: list[dict], total: int) -> np.ndarray:
+    """(K, K) counts: row the label, column the answer."""
+    counts = np.zeros((total, total), dtype=int)
+    for result in results:
+        counts[result["label"], result["prediction"]] += 1
+    return counts
+
+
+def confused_pairs(results: list[dict], classes: Sequence[str], most: int = 10) -> list[dict]:
+    """The most frequent confusions, {label, answer, images}."""
+    wrong = Counter((classes[r["label"]], classes[r["prediction"]]) for r in results if not r["correct"])
+    ordered = sorted(wrong.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [{"label": a, "answer": b, "images": n} for (a, b), n in ordered[:most]]
+
+
+def cheapest(candidates: dict[str, dict], tolerance: float) -> str:
+    """The candidate with the fewest forward-equivalents among those whose accuracy is at most `tolerance` points
+    below the best one's. For tuning: the candidates' rows are of validation images."""
+    best = max(row["accuracy"] for row in candidates.values())
+    good = {name: row for name, row in candidates.items() if row["accuracy"] >= best - tolerance}
+    return min(good, key=lambda name: (good[name]["forward_equivalents"], name))

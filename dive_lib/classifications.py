@@ -1,0 +1,160 @@
+"""Classification runs: many images by one method, image by image on disk (`image_runs`).
+
+Methods, all on the same (t, noise) pairs, one for each of evenly spaced timesteps:
+
+enumerate   the Diffusion Classifier: every class on every pair
+eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination`)
+invert      DIVE, Algorithm 1: the settings of `InversionConfig`; lr_std in place of lr is the rate in standard
+            deviations of the vocabulary, on which a good rate depends (published: about a half)
+shortlist   a few classes by one gradient, then elimination: rank_pairs, size, keep, pairs
+
+    python -m dive_lib.classifications FOLDER --shard 0/2
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dive_lib import checkpoint, dit, image_encoder, image_runs, paths
+from dive_lib.class_data import ClassData
+from dive_lib.class_images import read_split
+from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate
+from dive_lib.first_stage import device
+from dive_lib.gradient_shortlist import classify_by_shortlist
+from dive_lib.inversion import fixed_pairs, invert
+from dive_lib.inversion_config import InversionConfig
+from dive_lib.inversion_result import Inverted, Step
+from dive_lib.objective import Cost, Objective
+
+METHODS = {"enumerate": set(), "eliminate": {"keep", "pairs"}, "shortlist": {"rank_pairs", "size", "keep", "pairs"}}
+"""Settings of each method; "invert" takes those of InversionConfig."""
+
+
+def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
+              classes: list[int] = (), batch: int = 50, seed: int = 0) -> dict:
+    """Describes a run. model: folder of a DiT. method: {"method": name, settings ...}. pairs: t_low, t_high and
+    t_interval of the timesteps. classes: the only ones that are possible, for which images of others make no sense;
+    all by default."""
+    settings = {key: value for key, value in method.items() if key != "method"}
+    name = method.get("method")
+    if name == "invert":
+        InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **pairs, seed=seed)
+    elif name not in METHODS or set(settings) != METHODS[name]:
+        known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
+        raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
+    return {"root": paths.shorten(data.root), "folder": data.names[split], "image_size": data.test.image_size,
+            "channels": data.test.channels, "images": data.digests[split], "encoder": data.encoder,
+            "encoder_weights": image_encoder.fingerprint(data.encoder), "model": paths.shorten(model),
+            "model_weights": checkpoint.fingerprint(Path(model) / "weights.safetensors"), "method": name,
+            "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
+            "image_ids": list(image_ids)}
+
+
+def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "classification") -> list[dict]:
+    """All results of a spec, in the order of its images; see `image_runs.run`."""
+    return image_runs.run(directory, spec, Runner, workers=workers, label=label)
+
+
+class Runner:
+    """The frozen model and the images of a spec."""
+
+    def __init__(self, spec: dict):
+        self.spec = spec
+        weights = checkpoint.fingerprint(paths.ROOT / spec["model"] / "weights.safetensors")
+        if weights != spec["model_weights"] or image_encoder.fingerprint(spec["encoder"]) != spec["encoder_weights"]:
+            raise ValueError(f"{spec['model']} or {spec['encoder'] or 'pixels'}: the weights have changed since the "
+                             "run was described; describe it anew")
+        self.images = read_split(paths.ROOT / spec["root"], spec["folder"], image_size=spec["image_size"],
+                                 channels=spec["channels"])
+        self.encoder = image_encoder.load(spec["encoder"]).to(device())
+        model = dit.load(paths.ROOT / spec["model"]).to(device())
+        self.classes = spec["classes"] or list(range(len(model.grid.classes)))
+        self.objective = Objective(dit.with_classes(model, spec["classes"]) if spec["classes"] else model)
+        settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
+        if "lr_std" in settings:
+            settings["lr"] = settings.pop("lr_std") * model.vocabulary.std
+        self.config = InversionConfig(**settings, **spec["pairs"], seed=spec["seed"])
+        self.pairs = fixed_pairs(self.objective, self.config)
+
+    def latents(self, image_ids: list[str]) -> torch.Tensor:
+        """(B, C, h, w) what the model diffuses."""
+        images = self.images.load_images([self.images.index_of(i) for i in image_ids])
+        with torch.no_grad():
+            return self.encoder.encode(images.to(device()))
+
+    def results(self, image_ids: list[str]) -> list[dict]:
+        """Classifies one batch and returns the JSON-serialisable results."""
+        latents = self.latents(image_ids)
+        began = time.perf_counter()
+        described = getattr(self, self.spec["method"])(latents)
+        seconds = (time.perf_counter() - began) / len(image_ids)
+        rows = []
+        for image_id, row in zip(image_ids, described):
+            label = int(self.images.labels[self.images.index_of(image_id)])
+            prediction = self.classes[row.pop("prediction")]
+            rows.append({"image_id": image_id, "label": label, "prediction": prediction,
+                         "correct": prediction == label, **row, "seconds": seconds})
+        return rows
+
+    def enumerate(self, latents: torch.Tensor) -> list[dict]:
+        """Also the errors of all classes, and the answers on fewer pairs."""
+        errors = class_errors(self.objective, latents, self.pairs).double().cpu()
+        total, rows = len(self.pairs), []
+        counts = sorted({max(1, total // part) for part in (20, 10, 5, 4, 3, 2)} | {total})
+        spread = {count: Elimination((1,), (count,)).stages(total)[0] for count in counts}
+        for image in errors:
+            mean = image.mean(1)
+            answers = [[count, self.classes[int(image[:, index].mean(1).argmin())]] for count, index in spread.items()]
+            rows.append({"prediction": int(mean.argmin()), "errors": mean.tolist(), "by_pairs": answers,
+                         "cost": Cost(forward=image.numel()).to_dict()})
+        return rows
+
+    def eliminate(self, latents: torch.Tensor) -> list[dict]:
+        return _described(eliminate(self.objective, latents, self.pairs, Elimination(**self.spec["settings"])))
+
+    def shortlist(self, latents: torch.Tensor) -> list[dict]:
+        settings = dict(self.spec["settings"])
+        rank, size = settings.pop("rank_pairs"), settings.pop("size")
+        ranking = self.pairs[Elimination((1,), (rank,)).stages(len(self.pairs))[0].to(latents.device)]
+        size = min(size, len(self.classes))
+        return _described(classify_by_shortlist(self.objective, latents, ranking, self.pairs, size,
+                                                Elimination(**settings)))
+
+    def invert(self, latents: torch.Tensor) -> list[dict]:
+        rows = []
+        for result in invert(self.objective, latents, self.config, label="DIVE"):
+            result = result if self.config.memoise else self._without_reuse(result)
+            rows.append({"prediction": int(result.tokens), "monitor": result.monitor,
+                         "convergence_step": result.convergence_step, "states_visited": result.states_visited,
+                         "curve": result.curve, "improvements": [[step, value, self.classes[tokens[0][0]]]
+                                                                 for step, value, tokens, _ in result.improvements],
+                         "cost": result.cost.to_dict()})
+        return rows
+
+    def _without_reuse(self, result: Inverted) -> Inverted:
+        """With the cost of a program that evaluates its monitor anew each time, as the published one does."""
+        monitor = self.config.monitor_pairs or len(self.pairs)
+        for number, point in enumerate(result.curve, start=1):
+            point[2] = 2 * min(point[0], self.config.steps) * self.config.batch + number * monitor
+        steps = result.curve[-1][0]
+        cost = Cost(forward=steps * self.config.batch + len(result.curve) * monitor, backward=steps * self.config.batch)
+        return replace(result, cost=cost)
+
+    def paths(self, image_ids: list[str]) -> list[dict]:
+        """How DIVE moves through the vocabulary: of each image the embeddings (steps, d) and nearest classes."""
+        steps: list[Step] = []
+        invert(self.objective, self.latents(image_ids), replace(self.config, patience=0), trace=steps.append)
+        moved = torch.stack([step.embeddings[:, 0, 0].cpu() for step in steps], dim=1)
+        tokens = torch.stack([step.tokens[:, 0, 0].cpu() for step in steps], dim=1)
+        return [{"image_id": image_id, "embeddings": moved[k], "classes": [self.classes[t] for t in tokens[k].tolist()]}
+                for k, image_id in enumerate(image_ids)]
+
+
+def _described(results: list[Classified]) -> list[dict]:
+    return [{"prediction": result.prediction, "cost": result.cost.to_dict()} for result in results]
+
+
+if __name__ == "__main__":
+    image_runs.command(Runner)

@@ -1,0 +1,152 @@
+"""Runs over many images: one result for each on disk, in shards, processes or machines.
+
+A run is described by one JSON-serialisable `spec` with the entries `image_ids` and `batch`; what is computed is up to
+a runner, a class that takes the spec and has `results(image_ids)`. A module with such a class is a command:
+
+    python -m MODULE FOLDER --shard 0/2
+    python -m MODULE FOLDER --shard 1/2
+
+Each image's result is one JSON file that appears in one atomic step; started again, a run does what is missing. A
+folder belongs to one spec: results of another spec are removed.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from dive_lib import checkpoint, paths
+from dive_lib.files import read_json, write_json
+from dive_lib.progress import Progress, silent
+
+
+class Runner(Protocol):
+    """Computes the results of a batch: JSON-serialisable, each with its "image_id", independent of the batch."""
+
+    def __init__(self, spec: dict): ...
+
+    def results(self, image_ids: list) -> list[dict]: ...
+
+
+def prepare(directory: Path | str, spec: dict) -> Path:
+    """Makes a run's folder. What another spec left there is removed: a changed run never mixes with an old one."""
+    directory = Path(directory)
+    described = directory / "spec.json"
+    if described.exists() and read_json(described) != spec:
+        for result in directory.glob("*.json"):
+            result.unlink(missing_ok=True)
+    if not described.exists():
+        write_json(described, spec)
+    return directory
+
+
+def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int = 1,
+        label: str = "images") -> list[dict]:
+    """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
+
+    Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
+    empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The stage
+    ends with `forget`. One worker is this process; several are processes that share the processor cores. Raises
+    RuntimeError with a process's last words if one fails.
+    """
+    target, directory = Path(directory), prepare(_scratch(spec), spec)
+    done = _present(directory, spec)
+    with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
+        if done < progress.total and workers == 1:
+            with silent():
+                run_shard(directory, runner, report=progress.update)
+        elif done < progress.total:
+            _run_processes(directory, spec, runner.__module__, workers, progress)
+    results = collect(directory)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
+    return results
+
+
+def forget(*specs: dict) -> None:
+    """Removes the scratch copies of runs; run again, they would be computed anew."""
+    for spec in specs:
+        shutil.rmtree(_scratch(spec), ignore_errors=True)
+
+
+def collect(directory: Path | str) -> list[dict]:
+    """All results of a run. Raises FileNotFoundError that names how many images are missing."""
+    spec = read_json(Path(directory) / "spec.json")
+    missing = [i for i in spec["image_ids"] if not _path(directory, i).exists()]
+    if missing:
+        raise FileNotFoundError(f"{Path(directory).name}: {len(missing)} of {len(spec['image_ids'])} images have no "
+                                f"result yet (first: {missing[0]}); run the missing shards")
+    return [read_json(_path(directory, i)) for i in spec["image_ids"]]
+
+
+def run_shard(directory: Path | str, runner: type[Runner], shard: int = 0, shards: int = 1,
+              report: Callable[[int], None] = lambda count: None) -> None:
+    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each."""
+    directory = Path(directory)
+    spec = read_json(directory / "spec.json")
+    todo = [i for i in spec["image_ids"][shard::shards] if not _path(directory, i).exists()]
+    if not todo:
+        return
+    prepared = runner(spec)
+    for start in range(0, len(todo), spec["batch"]):
+        for result in prepared.results(todo[start:start + spec["batch"]]):
+            write_json(_path(directory, result["image_id"]), result)
+            report(1)
+
+
+def command(runner: type[Runner]) -> None:
+    """The command line of a module with a runner."""
+    parser = argparse.ArgumentParser(description="Computes one shard of a run.")
+    parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
+    parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
+    arguments = parser.parse_args()
+    shard, shards = (int(part) for part in arguments.shard.split("/"))
+    run_shard(arguments.directory, runner, shard, shards)
+
+
+def seconds_per_image(results: list[dict], workers: int) -> float:
+    """Wall seconds per image of the whole machine, its `workers` processes working side by side."""
+    return round(sum(r["seconds"] for r in results) / len(results) / workers, 4)
+
+
+def _run_processes(directory: Path, spec: dict, module: str, workers: int, progress: Progress) -> None:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
+    commands = [[sys.executable, "-m", module, str(directory), "--shard", f"{k}/{workers}"] for k in range(workers)]
+    logs = [directory / f".shard-{k}.log" for k in range(workers)]
+    processes = []
+    try:
+        for arguments, log in zip(commands, logs):
+            with log.open("w") as stream:
+                processes.append(subprocess.Popen(arguments, cwd=Path(__file__).parent.parent, env=environment,
+                                                  stdout=subprocess.DEVNULL, stderr=stream))
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            time.sleep(0.2)  # images end batch by batch; between them, one worker's own line shows that work goes on
+            lines = logs[0].read_text().splitlines()
+            progress.update(_present(directory, spec) - progress.done, worker=lines[-1] if lines else "starts")
+        for process, log in zip(processes, logs):
+            if process.poll():
+                raise RuntimeError(f"{progress.label} failed:\n{log.read_text()[-2000:]}")
+        progress.update(_present(directory, spec) - progress.done)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+def _scratch(spec: dict) -> Path:
+    return paths.scratch() / "image_runs" / checkpoint.fingerprint(spec)
+
+
+def _present(directory: Path, spec: dict) -> int:
+    return sum(_path(directory, image_id).exists() for image_id in spec["image_ids"])
+
+
+def _path(directory: Path | str, image_id: int | str) -> Path:
+    name = f"{image_id:012d}" if isinstance(image_id, int) else image_id
+    return Path(directory) / f"{name}.json"

@@ -1,0 +1,52 @@
+"""Images drawn from a DiT, written as an image folder: what a classifier learns the model's knowledge from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from dive_lib.checkpoint import fingerprint
+from dive_lib.dit import DiT
+from dive_lib.files import read_json, write_json
+from dive_lib.progress import Progress
+
+
+def draw_split(root: Path | str, split: str, model: DiT, encoder: nn.Module, per_class: int, *, steps: int, seed: int,
+               batch: int = 500) -> Path:
+    """Draws `per_class` images of every class by DDIM, without guidance, and returns the split's folder.
+
+    The draws depend on seed, batch and per_class. A stopped call continues with the batches that are not complete;
+    images of another model or setting are replaced.
+    """
+    folder = Path(root) / split
+    described = {"model": fingerprint(*model.state_dict().values()), "per_class": per_class, "steps": steps,
+                 "seed": seed, "batch": batch}
+    marker = folder / ".synthetic.json"
+    if not (marker.exists() and read_json(marker) == described):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(marker, described)
+    classes = model.grid.classes
+    labels = torch.arange(len(classes)).repeat(per_class)  # image k of all classes, then image k + 1
+    device = model.vocabulary.class_table.device
+    with Progress(len(labels), f"{split} images", unit="images") as progress:
+        for number, part in enumerate(labels.split(batch)):
+            names = [folder / classes[c] / f"{(number * batch + k) // len(classes):05d}.png" for k, c in
+                     enumerate(part.tolist())]
+            if not all(name.exists() for name in names):
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+                latents = model.sample(model.grid.encode(part).to(device), generator, steps=steps)
+                for name, image in zip(names, encoder.decode(latents).clamp(-1, 1).cpu()):
+                    _write(name, image)
+            progress.update(len(part))
+    return folder
+
+
+def _write(path: Path, image: torch.Tensor) -> None:
+    pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp.png")
+    Image.fromarray(np.squeeze(pixels)).save(temporary, compress_level=1)
+    temporary.replace(path)

@@ -1,0 +1,172 @@
+"""Classification runs on an untrained model: methods, shards, interruption, restricted vocabularies."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from dive_lib import class_data, classifications, dit, image_runs
+from dive_lib.checkpoint import freeze, save_model
+from tests import class_world
+from tests.class_world import CLASSES, DIVE, PAIRS
+from tests.test_class_data import AUTOENCODER, folder
+
+ELIMINATE = {"method": "eliminate", "keep": [3, 1], "pairs": [2, 6]}
+SHORTLIST = {"method": "shortlist", "rank_pairs": 3, "size": 3, "keep": [2, 1], "pairs": [2, 6]}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return class_world.make(tmp_path, monkeypatch)
+
+
+def spec(world, method=None, **changes):
+    settings = {"split": "test", "image_ids": world.ids("test"), "model": world.root.parent / "runs" / "dit",
+                "method": method or DIVE, "pairs": PAIRS, "batch": 5}
+    return classifications.make_spec(world, **(settings | changes))
+
+
+def answers(results):
+    return [(r["image_id"], r["prediction"]) for r in results]
+
+
+def without_seconds(results):
+    return [{key: value for key, value in r.items() if key != "seconds"} for r in results]
+
+
+@pytest.mark.parametrize("method", [{"method": "enumerate"}, ELIMINATE, SHORTLIST, DIVE, DIVE | {"memoise": False}])
+def test_shards_and_interruptions_change_nothing(world, tmp_path, method):
+    described = spec(world, method)
+    whole, parts = (image_runs.prepare(tmp_path / name, described) for name in ("whole", "parts"))
+    image_runs.run_shard(whole, classifications.Runner)
+    image_runs.run_shard(parts, classifications.Runner, 1, 3)
+    with pytest.raises(FileNotFoundError, match="8 of 12 images"):
+        image_runs.collect(parts)
+    image_runs.run_shard(parts, classifications.Runner, 0, 3)
+    (parts / "a-1.json").unlink(missing_ok=True)  # as if it had been stopped before this image
+    for shard in range(3):
+        image_runs.run_shard(parts, classifications.Runner, shard, 3)
+    a, b = image_runs.collect(whole), image_runs.collect(parts)
+    assert answers(a) == answers(b) and [r["cost"] for r in a] == [r["cost"] for r in b]
+    assert [r["label"] for r in a] == [k // 2 for k in range(12)]
+    assert all(r["correct"] == (r["prediction"] == r["label"]) for r in a)
+
+
+def test_enumeration_costs_every_class_on_every_pair(world, tmp_path):
+    results = classifications.run(tmp_path / "out", spec(world, {"method": "enumerate"}))
+    for result in results:
+        assert result["cost"]["forward_equivalents"] == 6 * 6 and len(result["errors"]) == 6
+        assert result["prediction"] == min(range(6), key=lambda c: result["errors"][c])
+        assert result["by_pairs"][-1] == [6, result["prediction"]] and result["by_pairs"][0][0] == 1
+
+
+def test_exact_reuse_gives_the_published_answers_for_less(world, tmp_path):
+    enumerated = {r["image_id"]: r for r in classifications.run(tmp_path / "all", spec(world, {"method": "enumerate"}))}
+    published = classifications.run(tmp_path / "published", spec(world, DIVE | {"memoise": False}))
+    exact = classifications.run(tmp_path / "exact", spec(world, DIVE))
+    assert answers(published) == answers(exact)
+    for slow, fast in zip(published, exact):
+        assert slow["cost"]["forward_equivalents"] == 2 * 8 * 2 + 3 * 6, "eight steps of two pairs, three monitors"
+        assert [point[2] for point in slow["curve"]] == [2 * 3 * 2 + 6, 2 * 6 * 2 + 12, 2 * 8 * 2 + 18]
+        assert fast["cost"]["forward_equivalents"] <= slow["cost"]["forward_equivalents"]
+        assert fast["improvements"][-1][2] == fast["prediction"]
+        error = enumerated[fast["image_id"]]["errors"][fast["prediction"]]
+        assert fast["monitor"] == pytest.approx(error, abs=1e-5), "the monitor is the class's error"
+
+
+def test_a_rate_in_deviations_of_the_vocabulary(world):
+    settings = {key: value for key, value in DIVE.items() if key != "lr"}
+    runner = classifications.Runner(spec(world, settings | {"lr_std": 0.4}))
+    assert runner.config.lr == pytest.approx(0.4 * runner.objective.ldm.vocabulary.std)
+
+
+def test_only_some_classes_are_possible(world, tmp_path):
+    ids = [i for i in world.ids("test") if i[0] in "bdf"]
+    everything = classifications.run(tmp_path / "all", spec(world, {"method": "enumerate"}))
+    for method in ({"method": "enumerate"}, DIVE, SHORTLIST):
+        results = classifications.run(tmp_path / "out", spec(world, method, image_ids=ids, classes=[1, 3, 5]))
+        assert {r["prediction"] for r in results} <= {1, 3, 5}
+        assert all(r["correct"] == (r["prediction"] == r["label"]) for r in results)
+    few = spec(world, {"method": "enumerate"}, image_ids=ids, classes=[1, 3, 5])
+    results = classifications.run(tmp_path / "out", few)
+    by_id = {r["image_id"]: r["errors"] for r in everything}
+    for r in results:
+        assert r["errors"] == pytest.approx([by_id[r["image_id"]][c] for c in (1, 3, 5)], abs=1e-6)
+
+
+def test_the_restricted_model_shares_its_weights():
+    model = freeze(dit.DiT(CLASSES, class_world.TRANSFORMER))
+    part = dit.with_classes(model, [4, 1])
+    assert part.grid.classes == ("e", "b") and len(model.grid.classes) == 6
+    assert torch.equal(part.vocabulary.class_table, model.vocabulary.class_table[[4, 1, 6]])
+    assert part.transformer is model.transformer and model.vocabulary.class_table.shape[0] == 7
+
+
+def test_paths_are_those_of_the_run(world, tmp_path):
+    runner = classifications.Runner(spec(world))
+    ways = runner.paths(world.ids("test")[:3])
+    results = classifications.run(tmp_path / "out", spec(world))
+    for way, result in zip(ways, results):
+        assert way["image_id"] == result["image_id"] and way["embeddings"].shape == (8, 16) and len(way["classes"]) == 8
+        assert result["states_visited"] <= len(set(way["classes"])) + 1
+
+
+def test_processes_share_the_images(tmp_path, monkeypatch):
+    """The command line that `run` starts, on the real repository root."""
+    world = class_world.make(tmp_path, monkeypatch)
+    monkeypatch.undo()
+    described = spec(world, {"method": "enumerate"}, image_ids=world.ids("test")[:4], batch=2)
+    results = classifications.run(tmp_path / "out", described, workers=2, label="test")
+    assert [r["image_id"] for r in results] == described["image_ids"]
+    assert len(list((tmp_path / "out").glob("*-*.json"))) == 4
+
+
+def test_a_finished_run_is_kept_until_it_is_forgotten(world, tmp_path, monkeypatch):
+    """A stage of several runs that is stopped continues with the runs that it had not finished."""
+    described = spec(world, {"method": "enumerate"})
+    first = classifications.run(tmp_path / "out", described)
+    with monkeypatch.context() as patch:
+        patch.setattr(classifications.Runner, "results", None)
+        assert classifications.run(tmp_path / "again", described) == first
+    image_runs.forget(described)
+    again = classifications.run(tmp_path / "out", described)
+    assert without_seconds(again) == without_seconds(first) and again != first
+
+
+def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
+    described = spec(world)
+    run = image_runs.prepare(tmp_path / "run", described)
+    image_runs.run_shard(run, classifications.Runner)
+    image_runs.prepare(run, spec(world, ELIMINATE))
+    with pytest.raises(FileNotFoundError, match="12 of 12 images"):
+        image_runs.collect(run)
+    class_world.save_dit(world.root.parent / "runs" / "dit", seed=1)
+    with pytest.raises(ValueError, match="weights have changed"):
+        classifications.Runner(described)
+
+
+@pytest.mark.parametrize("method", [{"method": "guess"}, {"method": "eliminate", "keep": [1]},
+                                    {"method": "enumerate", "x": 1}])
+def test_unknown_methods_and_settings_are_refused(world, method):
+    with pytest.raises(ValueError, match="unknown classification"):
+        spec(world, method)
+
+
+def test_imagenets_way_through_autoencoder_and_published_dit(tmp_path):
+    """The profile `paper` with tiny weights in the published formats: colour JPEGs, AutoencoderKL, diffusers' DiT."""
+    from diffusers import DiTTransformer2DModel
+    torch.manual_seed(0)
+    folder(tmp_path / "imagenet", split="train", images=1, size=(40, 30))
+    folder(tmp_path / "imagenet", images=4, size=(40, 30))
+    AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "vae")
+    DiTTransformer2DModel(sample_size=8, in_channels=4, out_channels=8, num_layers=1, num_attention_heads=2,
+                          attention_head_dim=8, num_embeds_ada_norm=2).save_pretrained(tmp_path / "DiT" / "transformer")
+    names = {"train": "train", "val": "val", "test": "val"}
+    data = class_data.describe("paper", tmp_path / "imagenet", names, image_size=16, channels=3,
+                               per_class={"train": 0, "val": 1, "test": 2}, encoder=str(tmp_path / "vae"))
+    model = dit.load_published(tmp_path / "DiT" / "transformer", data.classes)
+    save_model(tmp_path / "dit", model, model.config)
+    described = classifications.make_spec(data, "test", data.ids("test"), tmp_path / "dit", DIVE, pairs=PAIRS)
+    runner = classifications.Runner(described)
+    assert runner.latents(data.ids("test")[:1]).shape == (1, 4, 8, 8)
+    results = classifications.run(tmp_path / "out", described)
+    assert [r["label"] for r in results] == [0, 0, 1, 1] and all(r["prediction"] in (0, 1) for r in results)
