@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import measure
 from dive_lib import checkpoint, dataset, detections, parameters, paths
-from dive_lib.detection_results import evaluate_run, seconds_per_image
+from dive_lib.detection_results import evaluate_run
 from dive_lib.files import read_json
+from dive_lib.image_runs import seconds_per_image
 from dive_lib.inversion import InversionConfig, monitor_pairs
 
 # name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to

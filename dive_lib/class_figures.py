@@ -6,12 +6,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
-from dive_lib.figures import BLUE, INK, MUTED, PALE, SKY, VERMILION, colour_bar, styled
-
-MARKERS = "osD^vPX*<>"
-
+from dive_lib.figures import BLUE, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, styled
 
 @styled
 def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet") -> Figure:
@@ -58,7 +55,7 @@ def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) 
             axis.plot([row["forward_equivalents"]] * 2, row["accuracy_ci95"], linewidth=4, alpha=0.35, color=colour,
                       solid_capstyle="butt")
         axis.plot(row["forward_equivalents"], row["accuracy"], marker, markersize=8, color=colour, label=row["name"])
-    _log_cost(axis.xaxis, axis.set_xscale)
+    log_cost(axis.xaxis, axis.set_xscale)
     axis.set(xlabel="forward-equivalents per image", ylabel="accuracy, percent (bar: 95 % interval)")
     figure.legend(loc="outside lower center", ncols=2, handletextpad=0.4)
     return figure
@@ -79,18 +76,11 @@ def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
         axis.minorticks_off()
         axis.set_xticks(counts, counts)
         axis.set_xlabel("possible classes")
-    _log_cost(axes[0].yaxis, axes[0].set_yscale)
+    log_cost(axes[0].yaxis, axes[0].set_yscale)
     axes[0].set(title="forward-equivalents per image")
     axes[1].set(title="accuracy, percent", ylim=(0, 103))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def _log_cost(axis, set_scale):
-    set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 @styled

@@ -109,6 +109,15 @@ def read_split(root: Path | str, split: str, *, image_size: int, channels: int =
     return ClassImages(folder, found, names, torch.tensor(labels), image_size, channels)
 
 
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Writes pixels (S, S) or (S, S, 3) uint8 as PNG in one atomic step; the tens of thousands of images of a split are
+    not forced to the disk one by one, as `files.atomic_path` would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp.png")
+    Image.fromarray(pixels).save(temporary, compress_level=1)
+    temporary.replace(path)
+
+
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     """The centre square (size, size[, 3]) uint8 as in guided-diffusion: halved while it is twice too large, then
     resized so that its shorter side fits, then cropped."""

@@ -33,7 +33,7 @@ def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, re
     answers and `difference` the paired difference of the accuracies with its interval.
     """
     row = evaluate_correct([r["correct"] for r in results], resamples=resamples, seed=seed)
-    cost = sum((cost_of(r) for r in results), Cost())
+    cost = sum((Cost.from_dict(r["cost"]) for r in results), Cost())
     row |= {"forward_equivalents": round(cost.forward_equivalents / len(results), 4),
             "reused": round(cost.reused / len(results), 4)}
     if all("convergence_step" in r for r in results):
@@ -47,10 +47,6 @@ def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, re
         row |= {"agreement": round(100 * float(np.mean(equal)), 4), "difference": round(float(np.mean(differences)), 4),
                 "difference_ci95": [round(bound, 4) for bound in interval]}
     return row
-
-
-def cost_of(result: dict) -> Cost:
-    return Cost(**{key: value for key, value in result["cost"].items() if key in vars(Cost())})
 
 
 def matched(reference: list[dict], results: list[dict]) -> list[dict]:

@@ -4,6 +4,7 @@ import torch
 
 from dive_lib.detections import Runner
 from dive_lib.evaluation import bootstrap_average_precision, coco_average_precision
+from dive_lib.image_runs import seconds_per_image as seconds_per_image
 from dive_lib.inversion import Inverted
 from dive_lib.objective import Cost
 
@@ -45,9 +46,9 @@ def summarise(results: list[dict]) -> dict:
 
 def inverted(result: dict) -> Inverted:
     """The trajectory of one image as written on disk."""
-    cost = Cost(**{key: value for key, value in result["cost"].items() if key in vars(Cost())})
     return Inverted(torch.tensor(result["tokens"]), torch.tensor(result["nearest"]), result["monitor"],
-                    result["convergence_step"], result["curve"], result["improvements"], result["states_visited"], cost)
+                    result["convergence_step"], result["curve"], result["improvements"], result["states_visited"],
+                    Cost.from_dict(result["cost"]))
 
 
 def ended_at(runner: Runner, results: list[dict], steps: list[int]) -> list[dict]:
@@ -82,11 +83,6 @@ def early_stopping_table(runner: Runner, results: list[dict], ground_truth: dict
                      "saving": 1 - sum(steps) / len(steps) / length,
                      **{key: row[key] for key in ("AP", "AP50", "AP_ci95", "forward_equivalents")}})
     return rows
-
-
-def seconds_per_image(results: list[dict], workers: int) -> float:
-    """Wall seconds per image of the whole machine, its `workers` processes working side by side."""
-    return round(sum(r["seconds"] for r in results) / len(results) / workers, 3)
 
 
 def _rounded(value):

@@ -1,33 +1,20 @@
-"""Detection runs: many images, image by image on disk, in shards, and as COCO results.
-
-A run is described by one JSON-serialisable `spec`, so that any number of processes or machines can work on it:
+"""Detection runs: many images, image by image on disk (`image_runs`), and as COCO results.
 
     python -m dive_lib.detections FOLDER --shard 0/2
     python -m dive_lib.detections FOLDER --shard 1/2
-
-Each image's result is one JSON file that appears in one atomic step; started again, a run does what is missing. A
-result never depends on the shard or the batch that it was computed in. A folder belongs to one spec: results of
-another spec are refused.
 """
 
-import argparse
-import os
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from dive_lib import checkpoint, first_stage, layout_ldm, layout_prior, paths
+from dive_lib import checkpoint, first_stage, image_runs, layout_ldm, layout_prior, paths
 from dive_lib.coco import CocoLayouts, read_split, to_original
-from dive_lib.files import read_json, write_json
 from dive_lib.inversion import InversionConfig, Inverted, invert, monitor_pairs
 from dive_lib.latents import LayoutTokens, load_images
 from dive_lib.local_search import LocalSearch, SearchConfig, box_proposals
 from dive_lib.objective import Objective, Pairs
-from dive_lib.progress import Progress
 
 
 def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, layout_ldm: str,
@@ -53,93 +40,19 @@ def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, 
             "weights": weights}
 
 
-def prepare(directory: Path | str, spec: dict) -> Path:
-    """Makes a run's folder. What another spec left there is removed: a changed run never mixes with an old one."""
-    directory = Path(directory)
-    described = directory / "spec.json"
-    if described.exists() and read_json(described) != spec:
-        for result in directory.glob("*.json"):
-            result.unlink(missing_ok=True)
-    if not described.exists():
-        write_json(described, spec)
-    return directory
+prepare, collect = image_runs.prepare, image_runs.collect
 
 
 def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "detection") -> list[dict]:
-    """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
-
-    Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
-    empties `directory` before a stage starts, and a stopped run must not lose what it has. One worker is this process;
-    several are processes that share the processor cores. Raises RuntimeError with a process's last words if one fails.
-    """
-    target, directory = Path(directory), paths.scratch() / "detection" / checkpoint.fingerprint(spec)
-    prepare(directory, spec)
-    done = _present(directory, spec)
-    with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
-        if done < progress.total and workers == 1:
-            run_shard(directory, report=progress.update)
-        elif done < progress.total:
-            _run_processes(directory, spec, workers, progress)
-    results = collect(directory)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
-    shutil.rmtree(directory)
+    """All results of a spec, in the order of its image ids; see `image_runs.run`."""
+    results = image_runs.run(directory, spec, Runner, workers=workers, label=label)
+    image_runs.forget(spec)
     return results
 
 
-def _run_processes(directory: Path, spec: dict, workers: int, progress: Progress) -> None:
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
-    commands = [[sys.executable, "-m", "dive_lib.detections", str(directory), "--shard", f"{k}/{workers}"]
-                for k in range(workers)]
-    logs = [directory / f".shard-{k}.log" for k in range(workers)]
-    processes = []
-    try:
-        for command, log in zip(commands, logs):
-            with log.open("w") as stream:
-                processes.append(subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment,
-                                                  stdout=subprocess.DEVNULL, stderr=stream))
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            time.sleep(0.2)  # images end batch by batch; between them, one worker's own line shows that work goes on
-            lines = logs[0].read_text().splitlines()
-            progress.update(_present(directory, spec) - progress.done, worker=lines[-1] if lines else "starts")
-        for process, log in zip(processes, logs):
-            if process.poll():
-                raise RuntimeError(f"{progress.label} failed:\n{log.read_text()[-2000:]}")
-        progress.update(_present(directory, spec) - progress.done)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-
-
-def _present(directory: Path, spec: dict) -> int:
-    return sum(_path(directory, image_id).exists() for image_id in spec["image_ids"])
-
-
-def collect(directory: Path | str) -> list[dict]:
-    """All results of a run. Raises FileNotFoundError that names how many images are missing."""
-    spec = read_json(Path(directory) / "spec.json")
-    missing = [i for i in spec["image_ids"] if not _path(directory, i).exists()]
-    if missing:
-        raise FileNotFoundError(f"{Path(directory).name}: {len(missing)} of {len(spec['image_ids'])} images have no "
-                                f"result yet (first: {missing[0]}); run the missing shards")
-    return [read_json(_path(directory, i)) for i in spec["image_ids"]]
-
-
-def run_shard(directory: Path | str, shard: int = 0, shards: int = 1, report=lambda count: None) -> None:
-    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each."""
-    directory = Path(directory)
-    spec = read_json(directory / "spec.json")
-    todo = [i for i in spec["image_ids"][shard::shards] if not _path(directory, i).exists()]
-    if not todo:
-        return
-    runner = Runner(spec)
-    for start in range(0, len(todo), spec["batch"]):
-        ids = todo[start:start + spec["batch"]]
-        for result in runner.detect(ids):
-            write_json(_path(directory, result["image_id"]), result)
-            report(1)
+def run_shard(directory: Path | str, shard: int = 0, shards: int = 1) -> None:
+    """Computes the missing results of every `shards`-th image, from the `shard`-th on."""
+    image_runs.run_shard(directory, Runner, shard, shards)
 
 
 class Runner:
@@ -178,7 +91,7 @@ class Runner:
         draws = [self.layouts.draw(self.layouts.index_of(i), generator) for i in image_ids]
         return torch.stack([self.ldm.grid.encode(*draw) for draw in draws])
 
-    def detect(self, image_ids: list[int]) -> list[dict]:
+    def results(self, image_ids: list[int]) -> list[dict]:
         """Inverts one batch and returns the JSON-serialisable results."""
         latents = self.latents(image_ids)
         began = time.perf_counter()
@@ -245,18 +158,5 @@ def removal_confidence(objective: Objective, latents: torch.Tensor, tokens: list
     return confidence, evaluations
 
 
-def _path(directory: Path | str, image_id: int) -> Path:
-    return Path(directory) / f"{image_id:012d}.json"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Computes one shard of a detection run.")
-    parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
-    parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
-    arguments = parser.parse_args()
-    shard, shards = (int(part) for part in arguments.shard.split("/"))
-    run_shard(arguments.directory, shard, shards)
-
-
 if __name__ == "__main__":
-    main()
+    image_runs.command(Runner)

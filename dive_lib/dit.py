@@ -21,8 +21,8 @@ from torch import nn
 from dive_lib import checkpoint
 from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
 from dive_lib.files import read_json
-from dive_lib.layout_ldm import denoising_loss
-from dive_lib.schedule import NoiseSchedule, draw_timesteps
+from dive_lib.layout_ldm import training_loss
+from dive_lib.schedule import NoiseSchedule
 
 FREQUENCIES = 256  # channels of the timestep's sines and cosines
 LINEAR_BETAS = {"steps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -107,12 +107,7 @@ def dit_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout
         index = torch.randint(len(latents), (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < dropout
         tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
-        t = draw_timesteps(batch, model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
-                           share=focus["share"]).to(device)
-        clean = latents[index].to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
-        return denoising_loss(predicted.float(), noise, kind).mean()
+        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
 
     return loss_of
 

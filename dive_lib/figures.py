@@ -23,6 +23,7 @@ from dive_lib.files import atomic_path, read_csv
 
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 INK, MUTED, PALE = "#222222", "#666666", "#d9d9d9"
+MARKERS = "osD^vPX*<>"
 FOUND = LinearSegmentedColormap.from_list("found", [VERMILION, "#f3b58c", "#f7f7f7", "#9fc6e0", BLUE])
 
 STYLE = sns.axes_style("ticks") | sns.plotting_context("notebook") | {
@@ -284,19 +285,24 @@ def monitor_scatter(true_losses: Sequence[float], found_losses: Sequence[float],
 def cost_accuracy(rows: Sequence[Mapping]) -> Figure:
     """AP against cost, a point per method: {name, forward_equivalents per image, AP, AP_ci95 optional}."""
     figure, axis = plt.subplots(figsize=(7, 4.4))
-    for row, marker, cycle in zip(rows, "osD^vPX*<>", mpl.rcParams["axes.prop_cycle"]()):
+    for row, marker, cycle in zip(rows, MARKERS, mpl.rcParams["axes.prop_cycle"]()):
         if row.get("AP_ci95"):
             axis.plot([row["forward_equivalents"]] * 2, row["AP_ci95"], linewidth=4, alpha=0.35,
                       solid_capstyle="butt", **cycle)
         axis.plot(row["forward_equivalents"], row["AP"], marker, markersize=8, label=row["name"], **cycle)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    log_cost(axis.xaxis, axis.set_xscale)
     axis.set(xlabel="forward-equivalents per image", ylabel="AP, percent (bar: 95 % interval)")
     axis.margins(0.1)
     figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
     return figure
+
+
+def log_cost(axis: mpl.axis.Axis, set_scale: Callable[[str], None]) -> None:
+    """A logarithmic axis of costs in plain numbers; set_scale: set_xscale or set_yscale of its axes."""
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

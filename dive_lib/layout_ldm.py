@@ -125,6 +125,19 @@ def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2
     return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)
 
 
+def training_loss(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
+                  focus: dict, kind: str = "l2") -> torch.Tensor:
+    """Equation 1 on clean latents (B, 4, h, w) and their tokens, at drawn timesteps and noises; a scalar.
+
+    model: a LayoutLDM or DiT. focus: low, high and share of the timesteps drawn from that range.
+    """
+    t = draw_timesteps(len(clean), model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
+                       share=focus["share"]).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
+    return denoising_loss(predicted.float(), noise, kind).mean()
+
+
 def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *, dropout: dict, focus: dict,
                     kind: str = "l2") -> Callable[[LayoutLDM, int, torch.Generator], torch.Tensor]:
     """Equation 1 as an objective for train(): latents (n, 4, h, w) and layouts of the same n images.
@@ -138,12 +151,7 @@ def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *,
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (batch,), generator=generator)
         tokens = drop_fields(layouts.draw(index, generator), model.grid, generator, **dropout).to(device)
-        t = draw_timesteps(batch, model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
-                           share=focus["share"]).to(device)
-        clean = latents[index].to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
-        return denoising_loss(predicted.float(), noise, kind).mean()
+        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
 
     return loss_of
 

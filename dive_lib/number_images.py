@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dive_lib.class_images import write_image
 from dive_lib.progress import Progress
 
 CLASSES = tuple(f"{number:02d}" for number in range(100))
@@ -45,11 +46,7 @@ def write_split(root: Path | str, split: str, glyphs: np.ndarray, labels: np.nda
                 path = folder / name / f"{k:05d}.png"
                 if not path.exists():
                     rng = np.random.default_rng([seed, sum(split.encode()), number, k])
-                    pixels = draw(number, glyphs, labels, rng)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = path.with_name(f".{path.stem}.tmp.png")
-                    Image.fromarray(pixels).save(temporary, compress_level=1)
-                    temporary.replace(path)
+                    write_image(path, draw(number, glyphs, labels, rng))
                 progress.update()
     return folder
 

@@ -65,6 +65,11 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
+    @classmethod
+    def from_dict(cls, counts: dict) -> "Cost":
+        """Inverse of to_dict, which also has the sum."""
+        return cls(**{name: counts[name] for name in vars(cls()) if name in counts})
+
     def to_dict(self) -> dict:
         return dict(vars(self)) | {"forward_equivalents": self.forward_equivalents}
 

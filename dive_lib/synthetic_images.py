@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from dive_lib.checkpoint import fingerprint
+from dive_lib.class_images import write_image
 from dive_lib.dit import DiT
 from dive_lib.files import read_json, write_json
 from dive_lib.progress import Progress
@@ -39,14 +39,7 @@ def draw_split(root: Path | str, split: str, model: DiT, encoder: nn.Module, per
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
                 latents = model.sample(model.grid.encode(part).to(device), generator, steps=steps)
                 for name, image in zip(names, encoder.decode(latents).clamp(-1, 1).cpu()):
-                    _write(name, image)
+                    pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+                    write_image(name, np.squeeze(pixels.numpy()))
             progress.update(len(part))
     return folder
-
-
-def _write(path: Path, image: torch.Tensor) -> None:
-    pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    Image.fromarray(np.squeeze(pixels)).save(temporary, compress_level=1)
-    temporary.replace(path)
