@@ -101,12 +101,16 @@ def loss_curve(curves: Mapping[str, str | os.PathLike | Iterable],
 def ablation_bars(rows: Sequence[Mapping], paper_label: str = "paper, COCO 2017") -> Figure:
     """Table III: AP and AP50 of each variant, the paper's beside them in a panel of their own scale.
 
-    rows: {name, AP, AP50, AP_ci95: [low, high] or None, paper_AP and paper_AP50 optional}, top to bottom.
+    rows: {name, AP, AP50, AP_ci95: [low, high] or None, reference_AP: DIVE's on the row's images or None, paper_AP and
+    paper_AP50 optional}, top to bottom.
     """
     paper = any(row.get("paper_AP") is not None for row in rows)
     figure, axes = plt.subplots(1, 1 + paper, figsize=(8, 0.62 * len(rows) + 1.3), sharey=True, squeeze=False,
                                 width_ratios=[1.6, 1][:1 + paper])
     _bars(axes[0, 0], rows, "AP", "AP50", BLUE, SKY)
+    references = [(row["reference_AP"], k) for k, row in enumerate(rows) if row.get("reference_AP") is not None]
+    for value, k in references:
+        axes[0, 0].plot([value, value], [k - 0.4, k], color=ORANGE, linewidth=2, zorder=4)
     axes[0, 0].set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes[0, 0].set(xlabel="AP and AP50, percent (line: 95 % interval)", title="measured here")
     axes[0, 0].invert_yaxis()
@@ -115,8 +119,11 @@ def ablation_bars(rows: Sequence[Mapping], paper_label: str = "paper, COCO 2017"
         axes[0, 1].set(xlabel="AP and AP50, percent", title=paper_label)
     axes[0, -1].tick_params(axis="y", length=0)
     handles = [mpl.patches.Patch(color=colour) for colour in (BLUE, SKY, MUTED, PALE)[:4 if paper else 2]]
-    names = ["AP here", "AP50 here", "AP paper", "AP50 paper"]
-    figure.legend(handles, names[:len(handles)], loc="outside lower center", ncols=4)
+    names = ["AP here", "AP50 here", "AP paper", "AP50 paper"][:len(handles)]
+    if references:
+        handles.append(mpl.lines.Line2D([], [], color=ORANGE, linewidth=2))
+        names.append("AP of DIVE on the row's images")
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -130,7 +137,7 @@ def _bars(axis, rows, key, light_key, colour, light):
             interval = row.get("AP_ci95") if name == "AP" else None
             if interval:
                 axis.plot(interval, [k + shift] * 2, color=INK, linewidth=1.6, solid_capstyle="butt")
-            end = max(value, interval[1]) if interval else value
+            end = max(value, interval[1], row.get("reference_AP") or 0) if interval else value
             axis.annotate(f"{value:.1f}", (end, k + shift), (4, 0), textcoords="offset points", va="center",
                           fontsize=10, color=INK if name == key else MUTED)
     axis.grid(axis="x")

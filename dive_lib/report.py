@@ -107,7 +107,8 @@ def ablation_rows(metrics: Mapping) -> list[dict]:
         row = metrics.get("detection", {}).get(key)
         if row is not None:
             paper = {f"paper_{k}": v for k, v in PAPER_TABLE_3.get(key, {}).items()}
-            rows.append({"name": name, **{k: row.get(k) for k in ("AP", "AP50", "AP_ci95")}, **paper})
+            rows.append({"name": name, **{k: row.get(k) for k in ("AP", "AP50", "AP_ci95")},
+                         "reference_AP": row.get("dive_on_same_images"), **paper})
     return rows
 
 
