@@ -74,7 +74,8 @@ class Added(nn.Module):
         self.side = side
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        resized = [F.adaptive_avg_pool2d(convolution(own), self.side)
+        size = (self.side, self.side)
+        resized = [F.interpolate(convolution(own), size, mode="bilinear", antialias=True)
                    for convolution, own in zip(self.convolutions, maps)]
         return torch.stack(resized).mean(0)
 
@@ -151,12 +152,19 @@ class UHead(nn.Module):
         return self.pool(fused)
 
 
-def similarity_logits(embeddings: torch.Tensor, text: torch.Tensor, *, scale: float, temperature: float) -> torch.Tensor:
-    """Cosine similarity of embeddings (..., d) to class texts (K, d), as logits (..., K) of the cross entropy.
+def similarity_logits(embeddings: torch.Tensor, text: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """Cosine similarity of embeddings (..., d) to class texts (K, d), times `scale`: (..., K)."""
+    return F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T * scale
+
+
+def text_loss(embeddings: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, *, scale: float,
+              temperature: float) -> torch.Tensor:
+    """Cross entropy of the similarities divided by the temperature; a scalar. Labels (...,) as embeddings (..., d).
 
     scale, temperature: RETRIEVAL, CLASSIFICATION or SEGMENTATION, as published.
     """
-    return F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T * (scale / temperature)
+    logits = similarity_logits(embeddings, text, scale=scale) / temperature
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
 def from_published(state: dict[str, torch.Tensor], fusion: str) -> dict[str, torch.Tensor]:
