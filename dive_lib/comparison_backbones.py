@@ -45,6 +45,11 @@ class ResNetFeatures:
         self.stages = tuple(f"layer{k}" for k in range(len(self.layers)))
         self.channels = {stage: _width(layer) for stage, layer in zip(self.stages, self.layers)}
 
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The three coarsest stages, coarse to fine: what a head takes when this network is its expert."""
+        return tuple(reversed(self.stages))[:3]
+
     @functools.cached_property
     def weights(self) -> str:
         """Hash of all weights."""

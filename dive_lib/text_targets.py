@@ -20,6 +20,7 @@ from dive_lib import checkpoint, paths
 CLIP_SOURCE = "huggingface.co/openai/clip-vit-large-patch14"
 CLIP_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json")
 PHOTO = ("a photo of {}",)  # retrieval's template
+# Fourteen phrasings as in the published segmentation code: photo and scene, plain and in three sizes. Words ours.
 SEGMENTATION = ("a photo of a {}.", "This is a photo of a {}", "There is a {} in the scene",
                 "There is the {} in the scene", "a photo of a {} in the scene", "a photo of a small {}.",
                 "a photo of a medium {}.", "a photo of a large {}.", "This is a photo of a small {}.",

@@ -139,7 +139,7 @@ class UHead(nn.Module):
         for k, (adapter, own) in enumerate(zip(self.adapters, expert), start=skipped):
             adapted = adapter(own)
             if adapted.shape[2:] != maps[k].shape[2:]:
-                adapted = F.interpolate(adapted, maps[k].shape[2:], mode="bilinear", align_corners=False)
+                adapted = F.interpolate(adapted, maps[k].shape[2:], mode="bilinear", antialias=True)
             pair = [maps[k], adapted]
             maps[k] = torch.cat([F.normalize(m, dim=1) for m in pair] if self.normalise else pair, 1)
         return maps
