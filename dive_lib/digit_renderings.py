@@ -118,4 +118,4 @@ def _filled(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
     """Where an 8 x 8 glyph, cropped to its strokes, has ink in a box of the given size: (height, width) bool."""
     rows, columns = np.flatnonzero((glyph > 0.2).any(1)), np.flatnonzero((glyph > 0.2).any(0))
     crop = glyph[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.float32)
-    return np.asarray(Image.fromarray(crop).resize((width, height), Image.BICUBIC)) > 0.33
+    return np.asarray(Image.fromarray(crop).resize((width, height), Image.BICUBIC)) > 0.38

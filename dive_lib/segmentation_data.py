@@ -81,6 +81,14 @@ class SegmentationImages:
         stem = self.files[index].rpartition(".")[0]
         return self.folder / "annotations" / self.split / f"{stem}.png"
 
+    def class_pixels(self) -> torch.Tensor:
+        """(K,) int64 number of pixels of each class in all label maps."""
+        counts = torch.zeros(len(self.classes), dtype=torch.long)
+        for index in range(len(self)):
+            values = self.load_label(index)
+            counts += torch.bincount(values[values != IGNORED], minlength=len(counts))
+        return counts
+
     def check(self, label: str) -> str:
         """Decodes every image and label map, and returns a fingerprint of their names and bytes."""
         parts = []

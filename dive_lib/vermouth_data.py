@@ -35,6 +35,21 @@ class VermouthData:
         """The first few-shot set, on which the probes look: the digits' photos in the mini data."""
         return next(iter(self.few_shot.values()))
 
+    def summary(self) -> list[dict]:
+        """A row for each set: task, name, classes, numbers of training, validation and test images."""
+        rows = [{"task": "few-shot", "set": name, "classes": len(part.classes), "train": len(part.train),
+                 "val": len(part.val), "test": len(part.test)} for name, part in self.few_shot.items()]
+        for name, part in self.sketches.items():
+            for kind in ("sketches", "photos"):
+                rows.append({"task": f"retrieval, {kind}", "set": name,
+                             "classes": len(part.train.classes) + len(part.test.classes),
+                             **{split: len(getattr(getattr(part, split), kind)) for split in SPLITS}})
+        train = self.segmentation_train
+        rows.append({"task": "segmentation", "set": train.folder.name, "classes": len(train.classes),
+                     "train": len(train), "val": len(self.segmentation_val), "test": 0})
+        return rows + [{"task": "segmentation", "set": name, "classes": len(part.classes), "train": 0, "val": 0,
+                        "test": len(part)} for name, part in self.segmentation_tests.items()]
+
 
 def make_mini(root: Path | str, counts: Mapping[str, Mapping[str, int]], unseen: Sequence[str], seed: int) -> Path:
     """Draws digits and scenes of the three splits, each from its own glyphs.
@@ -58,19 +73,18 @@ def make_mini(root: Path | str, counts: Mapping[str, Mapping[str, int]], unseen:
     return root
 
 
-def describe(profile: str, root: Path | str, *, few_shot: Sequence[str], sketches: Sequence[str],
-             segmentation: Mapping[str, Sequence[str]], image_sizes: Mapping[str, int], held_out: int,
-             sketch_splits: Sequence[str], seed: int) -> VermouthData:
+def describe(profile: str, root: Path | str, *, few_shot: Sequence[str], sketches: Mapping,
+             segmentation: Mapping[str, Sequence[str]], image_sizes: Mapping[str, int], seed: int) -> VermouthData:
     """Reads every list, decodes every image, and writes the description.
 
-    root: absolute, or relative to the repository root. few_shot, sketches: names of sets. segmentation: {"train":
-    [set, training split, validation split], "tests": ["set/split", ...]}. image_sizes: {"few_shot": side, "sketches":
-    side, "segmentation": side}. held_out: seen sketch classes that decide settings. Raises ClassFolderError.
+    root: absolute, or relative to the repository root. few_shot: names of sets. sketches: {"sets": names, "splits":
+    folders of training, validation and test images, "held_out": number of seen classes that decide settings}.
+    segmentation: {"train": [set, training split, validation split], "tests": ["set/split", ...]}. image_sizes:
+    {"few_shot": side, "sketches": side, "segmentation": side}. Raises ClassFolderError.
     """
     root = paths.ROOT / root
-    described = {"root": paths.shorten(root), "few_shot": list(few_shot), "sketches": list(sketches),
-                 "segmentation": segmentation, "image_sizes": image_sizes, "held_out": held_out,
-                 "sketch_splits": list(sketch_splits), "seed": seed}
+    described = {"root": paths.shorten(root), "few_shot": list(few_shot), "sketches": sketches,
+                 "segmentation": segmentation, "image_sizes": image_sizes, "seed": seed}
     data = _read(described)
     parts = {f"{name}/{split}": getattr(part, split) for name, part in data["few_shot"].items() for split in SPLITS}
     for name, part in data["sketches"].items():
@@ -102,13 +116,13 @@ def identity(data: VermouthData, images) -> str:
 
 def _read(described: Mapping) -> dict:
     root, sizes, segmentation = paths.ROOT / described["root"], described["image_sizes"], described["segmentation"]
-    train, *splits = segmentation["train"]
+    sketches, (train, *splits) = described["sketches"], segmentation["train"]
     side = sizes["segmentation"]
     return {
         "few_shot": {name: few_shot_data.read(root, name, sizes["few_shot"]) for name in described["few_shot"]},
-        "sketches": {name: sketch_data.read(root, name, sizes["sketches"], held_out=described["held_out"],
-                                            splits=described["sketch_splits"], seed=described["seed"])
-                     for name in described["sketches"]},
+        "sketches": {name: sketch_data.read(root, name, sizes["sketches"], held_out=sketches["held_out"],
+                                            splits=sketches["splits"], seed=described["seed"])
+                     for name in sketches["sets"]},
         "segmentation_train": segmentation_data.read(root, train, splits[0], side),
         "segmentation_val": segmentation_data.read(root, train, splits[1], side),
         "segmentation_tests": {name: segmentation_data.read(root, *name.split("/"), side)
