@@ -18,6 +18,7 @@ from dive_lib.progress import Progress
 from dive_lib.scenes import CLASSES, COLOURS, SIZE, SceneObject, render
 
 KINDS = ("photo", "sketch")
+SHIFT = 4  # pixels by which a digit may stand off the middle, in each direction
 SPLIT_FILE = "split_zhou_Digits.json"
 
 
@@ -107,10 +108,11 @@ def write_lists(root: Path | str, names: Mapping[str, Mapping], unseen: Sequence
 
 
 def _box(digit: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Corners of a digit that stands somewhere in the image; sizes as in the scenes with one digit."""
-    height = int(2 * rng.integers(14, 23))
+    """Corners of a digit that fills more than half of the image's height and stands near its middle, as the objects
+    of classification's data sets do."""
+    height = int(2 * rng.integers(18, 26))
     width = int(2 * max(5, round(height * (0.5 if digit == 1 else 0.68) * rng.uniform(0.92, 1.08) / 2)))
-    x, y = int(2 * rng.integers((SIZE - width) // 2 + 1)), int(2 * rng.integers((SIZE - height) // 2 + 1))
+    x, y = (int(np.clip((SIZE - side) // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, SIZE - side)) for side in (width, height))
     return x, y, x + width, y + height
 
 
