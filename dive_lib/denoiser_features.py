@@ -20,6 +20,7 @@ from dive_lib.checkpoint import fingerprint, freeze
 from dive_lib.feature_noise import Noise, noisy_latents, time_steps
 from dive_lib.position_attention import PositionAttention
 
+LATENTS_KEPT = 2**28  # bytes of clean latents that a backbone remembers
 CROSS = "cross_"  # prefix of the stages that are cross-attention maps
 
 
@@ -59,10 +60,14 @@ class Denoiser(nn.Module):
 
 
 class DenoiserFeatures:
-    """The features of a denoiser under one noise mode. bf16: the passes run in bfloat16; features are float32."""
+    """The features of a denoiser under one noise mode. bf16: the passes run in bfloat16; features are float32.
+
+    Clean latents of the latest batches stay in memory (LATENTS_KEPT), since probes ask for the same images at many t.
+    """
 
     def __init__(self, denoiser: Denoiser, noise: Noise | None = None, *, bf16: bool = False):
         self.denoiser, self.noise, self.bf16 = freeze(denoiser), noise or Noise(), bf16
+        self._clean: dict[str, torch.Tensor] = {}
         self.name = denoiser.name
         self.stages = tuple(denoiser.channels)
         self.cross_stages = tuple(CROSS + stage for stage in denoiser.attentions)
@@ -104,9 +109,18 @@ class DenoiserFeatures:
             def predict(z: torch.Tensor, at: int) -> torch.Tensor:
                 return self.denoiser.predict_noise(z, torch.full((len(z),), at, device=z.device), context)
 
-            z = noisy_latents(self.denoiser.encode(images), images, times, self.noise, self.denoiser.schedule, predict)
+            z = noisy_latents(self._encode(images), images, times, self.noise, self.denoiser.schedule, predict)
             kept = _record(self.denoiser, stages, z, lambda: predict(z, times[-1]))
         return {stage: kept[stage].float() for stage in stages}
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        key = fingerprint(list(images.shape), images)
+        if key not in self._clean:
+            latents = self.denoiser.encode(images)
+            while self._clean and (len(self._clean) + 1) * latents.nbytes > LATENTS_KEPT:
+                self._clean.pop(next(iter(self._clean)))
+            self._clean[key] = latents
+        return self._clean[key]
 
 
 def _record(denoiser: Denoiser, stages: Sequence[str], z: torch.Tensor, run: Callable[[], object]) -> dict:
