@@ -1,7 +1,8 @@
 """Single digits, each as a photo and as a sketch: the mini data of few-shot classification and of sketch retrieval.
 
 A photo is a 64 x 64 colour scene (`scenes.render`) with one handwritten digit and the name "red three"; a sketch is a
-thin dark line drawing of another glyph on light paper. Written in the layouts of the public data sets, so that the same
+thin line drawing of another glyph, light on dark as chalk on a board, since
+the small backbones know bright strokes only. Written in the layouts of the public data sets, so that the same
 loaders read both: <root>/<split>/{photo,sketch}/<class>/<k>.png, the few-shot list `split_zhou_Digits.json`, the class
 lists `seen.txt` and `unseen.txt`, and `names.json` with the colour and glyph of every photo.
 """
@@ -34,15 +35,15 @@ def draw_photo(digit: int, glyphs: np.ndarray, labels: np.ndarray, rng: np.rando
 
 
 def draw_sketch(digit: int, glyphs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The middle line of one glyph's strokes, about two pixels wide, dark on light: (64, 64, 3) uint8."""
+    """The middle line of one glyph's strokes, about two pixels wide, light on dark: (64, 64, 3) uint8."""
     glyph = glyphs[rng.choice(np.flatnonzero(labels == digit))]
     x1, y1, x2, y2 = _box(digit, rng)
     canvas = np.zeros((SIZE, SIZE), bool)
     canvas[y1:y2, x1:x2] = thin(_filled(glyph, x2 - x1, y2 - y1))
     lines = Image.fromarray((255 * canvas).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
     ink = (np.asarray(lines) / 255 * 2.4).clip(0, 1)
-    paper, dark = rng.uniform(0.9, 1.0), rng.uniform(0.0, 0.2)
-    grey = paper + (dark - paper) * ink + rng.normal(0, 0.01, ink.shape)
+    board, chalk = rng.uniform(0.0, 0.1), rng.uniform(0.8, 1.0)
+    grey = board + (chalk - board) * ink + rng.normal(0, 0.01, ink.shape)
     return np.repeat((grey.clip(0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
