@@ -84,7 +84,7 @@ def quick_map(sketches: torch.Tensor, sketch_labels: torch.Tensor, photos: torch
               photo_labels: torch.Tensor) -> float:
     """mAP of `retrieve` alone, each domain standardised by the images at hand: for the many cells of a heat map."""
     asked, found = (F.normalize(_standardised(pooled(own), pooled(own)), dim=1) for own in (sketches, photos))
-    order = (asked @ found.T).argsort(1, descending=True, stable=True)
+    order = (asked @ found.T).argsort(dim=1, descending=True, stable=True)
     relevant = (photo_labels[order] == sketch_labels[:, None]).numpy()
     precision = np.array([interpolated_precision(row) for row in relevant])
     return 100 * float(np.mean([precision[sketch_labels.numpy() == c].mean() for c in sketch_labels.unique().tolist()]))
@@ -143,7 +143,8 @@ def segmentation_counts(train: torch.Tensor, sample: PixelSample, test: torch.Te
                         classes: int, strength: int | None = None) -> tuple[torch.Tensor, int]:
     """Counts (n, 3, K) of `overlaps` of test images with label maps truth (n, S, S), and the strength; as `classify`."""
     probe = fit_pixels(train, sample, classes)
-    tried = (1, 3) if strength is None else (strength,)  # two of the strengths: a map has many more samples than channels
+    # Two of the strengths: there are many more pixels than channels.
+    tried = (1, 3) if strength is None else (strength,)
     counts = {k: overlaps(segment(probe, test, k, truth.shape[-1]), truth, classes) for k in tried}
     best = max(counts, key=lambda k: (mean_iou(counts[k]), k))
     return counts[best], best
