@@ -13,7 +13,7 @@ from dive_lib.class_data import ClassData
 from dive_lib.classification_results import evaluate_correct
 from dive_lib.dataset import Dataset, subset_ids
 from dive_lib.feature_cache import FeatureCache
-from dive_lib.feature_noise import DOWNWARDS, Noise
+from dive_lib.feature_noise import Noise
 from dive_lib.probe_data import Labelled, ProbeData
 from dive_lib.probe_grid import MAP_SIDE, PIXELS, paired
 from dive_lib.task_metrics import evaluate_segmentation
@@ -40,17 +40,18 @@ def noise_features(backbone, t: int, stage: str, data: ProbeData, cache: Feature
                    inversion_steps: int) -> dict[str, dict[str, torch.Tensor]]:
     """Pooled features of the photos under each noise mode at t, after a walk, and at several time steps joined.
 
-    several: time steps; those on the mode's side of t are walked through to t, and all are joined.
+    several: time steps whose features are joined; from the largest one the walk begins, if it is larger than t.
     """
     def take(own, at):
         return {split: probes.pooled(cache.features(own, part.images, at, (stage,), side=1, label=f"t = {at}")[stage])
                 for split, part in data.photos.items()}
 
-    settings = {"ddpm: fixed noise": Noise("ddpm"), "free noise": Noise("free"), "ddim_inv: no noise": Noise("ddim_inv"),
+    settings = {"ddpm: fixed noise": Noise("ddpm"), "free noise": Noise("free"),
+                "ddim_inv: no noise": Noise("ddim_inv"),
                 "DDIM inversion": Noise("ddim_inversion", steps=inversion_steps)}
     made = {name: take(backbone.with_noise(noise), t) for name, noise in settings.items()}
     larger = sorted((value for value in several if value > t), reverse=True)[:1]
-    if larger and Noise("ddpm").mode in DOWNWARDS:
+    if larger:
         made[f"walk {larger[0]} to {t}"] = take(backbone.with_noise(Noise("ddpm")), (larger[0], t))
     joined = [take(backbone.with_noise(Noise("ddpm")), value) for value in several]
     made[f"{len(several)} time steps joined"] = {split: torch.cat([part[split] for part in joined], 1)
@@ -83,7 +84,8 @@ def label_features(backbone, t: int, stage: str, data: ClassData, per_class: int
     labels. Maps are averaged to 2 x 2, since two digits stand side by side. per_class: training images."""
     rng = np.random.RandomState(seed)  # NumPy guarantees RandomState's stream for ever
     labels = data.train.labels.numpy()
-    chosen = [int(k) for c in range(len(data.classes)) for k in rng.permutation(np.flatnonzero(labels == c))[:per_class]]
+    chosen = [int(k) for c in range(len(data.classes))
+              for k in rng.permutation(np.flatnonzero(labels == c))[:per_class]]
     parts = {split: Labelled(images.load_images(places).expand(-1, 3, -1, -1).contiguous(), images.labels[places])
              for split, images, places in (("train", data.train, chosen), ("val", data.val, range(len(data.val))),
                                            ("test", data.test, range(len(data.test))))}

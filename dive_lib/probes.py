@@ -141,7 +141,8 @@ def segment(probe: RidgeProbe, features: torch.Tensor, strength: int, side: int,
 
 def segmentation_counts(train: torch.Tensor, sample: PixelSample, test: torch.Tensor, truth: torch.Tensor,
                         classes: int, strength: int | None = None) -> tuple[torch.Tensor, int]:
-    """Counts (n, 3, K) of `overlaps` of test images with label maps truth (n, S, S), and the strength; as `classify`."""
+    """Counts (n, 3, K) of `overlaps` of test images with label maps truth (n, S, S), and the strength, as
+    `classify`."""
     probe = fit_pixels(train, sample, classes)
     # Two of the strengths: there are many more pixels than channels.
     tried = (1, 3) if strength is None else (strength,)

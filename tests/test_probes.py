@@ -32,7 +32,8 @@ def test_is_the_ridge_of_the_normal_equations():
     probe = probes.fit(x, y, 3, strengths=(0.01,))
     z = ((x - x.mean(0)) / x.std(0, unbiased=False)).double()
     target = torch.nn.functional.one_hot(y, 3).double()
-    expected = torch.linalg.solve(z.T @ z + 0.01 * len(z) * torch.eye(8, dtype=torch.double), z.T @ (target - target.mean(0)))
+    gram = z.T @ z + 0.01 * len(z) * torch.eye(8, dtype=torch.double)
+    expected = torch.linalg.solve(gram, z.T @ (target - target.mean(0)))
     torch.testing.assert_close(probe.weights[0].double(), expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(probes.fit(x, y, 3).weights, probes.fit(x, y, 3).weights)
     with pytest.raises(ValueError, match="60 features and 59 labels"):
