@@ -46,14 +46,14 @@ def noise_features(backbone, t: int, stage: str, data: ProbeData, cache: Feature
         return {split: probes.pooled(cache.features(own, part.images, at, (stage,), side=1, label=f"t = {at}")[stage])
                 for split, part in data.photos.items()}
 
-    settings = {"ddpm: fixed noise": Noise("ddpm"), "free noise": Noise("free"),
+    settings = {"free noise": Noise("free"), "ddpm: fixed noise": Noise("ddpm"),
                 "ddim_inv: no noise": Noise("ddim_inv"),
                 "DDIM inversion": Noise("ddim_inversion", steps=inversion_steps)}
     made = {name: take(backbone.with_noise(noise), t) for name, noise in settings.items()}
     larger = sorted((value for value in several if value > t), reverse=True)[:1]
     if larger:
-        made[f"walk {larger[0]} to {t}"] = take(backbone.with_noise(Noise("ddpm")), (larger[0], t))
-    joined = [take(backbone.with_noise(Noise("ddpm")), value) for value in several]
+        made[f"walk {larger[0]} to {t}"] = take(backbone.with_noise(Noise("free")), (larger[0], t))
+    joined = [take(backbone.with_noise(Noise("free")), value) for value in several]
     made[f"{len(several)} time steps joined"] = {split: torch.cat([part[split] for part in joined], 1)
                                                  for split in data.photos}
     return made

@@ -69,7 +69,7 @@ def projections(panels: Mapping[str, np.ndarray], labels: Sequence[int], sketche
     Colour: class; mark: sketch or photo.
     """
     labels, sketches = np.asarray(labels), np.asarray(sketches)
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(max(7.5, 2.5 * len(panels)), 3.4), squeeze=False)
     colours = plt.get_cmap("tab10").colors
     for axis, (title, points) in zip(axes[0], panels.items()):
         for kind, marker in ((False, "o"), (True, "x")):

@@ -87,6 +87,8 @@ def paired(row: dict, reference: dict, *, resamples: int = 1000, seed: int = 0) 
 
 
 def _take(backbone, t: int, stages: Sequence[str], cache: FeatureCache, side: int, *parts) -> list[dict]:
+    """Features of each part. side 1: averaged over the image, or as far as the backbone says (`pool_side`)."""
+    side = backbone.pool_side if side == 1 and hasattr(backbone, "pool_side") else side
     return [cache.features(backbone, part.images, t if hasattr(backbone, "noise") else 0, stages, side=side,
                            label=f"{backbone.name}, t = {t}") for part in parts]
 

@@ -53,8 +53,8 @@ def fit(features: torch.Tensor, labels: torch.Tensor, classes: int,
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:
-    """Maps (n, C, h, w) averaged over the image: (n, C)."""
-    return features.mean((2, 3)) if features.ndim == 4 else features
+    """Maps (n, C, h, w), averaged before to the few places that a probe takes, as vectors (n, C h w)."""
+    return features.flatten(1)
 
 
 def classify(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor, classes: int,

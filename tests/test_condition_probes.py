@@ -31,13 +31,13 @@ def scenes(tmp_path_factory):
 def test_noise_modes_walks_and_several_time_steps(tmp_path):
     data, cache = probe_data(), FeatureCache(tmp_path)
     made = condition_probes.noise_features(layout(), 300, "up1", data, cache, several=[100, 600], inversion_steps=2)
-    assert list(made) == ["ddpm: fixed noise", "free noise", "ddim_inv: no noise", "DDIM inversion", "walk 600 to 300",
+    assert list(made) == ["free noise", "ddpm: fixed noise", "ddim_inv: no noise", "DDIM inversion", "walk 600 to 300",
                           "2 time steps joined"]
     assert made["2 time steps joined"]["train"].shape == (12, 16)
     tables = [own["test"] for own in list(made.values())[:5]]
     assert not any(torch.equal(tables[0], other) for other in tables[1:])
     rows = condition_probes.classification_rows(made, {s: p.labels for s, p in data.photos.items()}, 2, **SETTINGS)
-    first = rows["ddpm: fixed noise"]
+    first = rows["free noise"]
     assert first["difference"] == 0 and all(0 <= row["accuracy"] <= 100 for row in rows.values())
 
 
