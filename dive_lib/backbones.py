@@ -3,7 +3,7 @@
 layout_ldm, dit        trained by this pipeline; untrained_layout_ldm, untrained_dit: the same with drawn weights
 stable_diffusion       Stable Diffusion 1.5 from a local folder
 pixels                 the image itself
-numbers_resnet         the residual network of 13_classifiers, supervised on the numbers 00 to 99: the mini profile's expert
+numbers_resnet         13_classifiers' residual network, supervised on the numbers 00 to 99: the mini profile's expert
 resnet18, dino, dinov2 the paper's experts from local folders
 """
 
@@ -47,7 +47,8 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
                                   first_stage.load(runs / "first_stage"), name)
     else:
         model = dit.load(runs / "dit")
-        denoiser = DiTDenoiser(untrained_dit(model) if name.startswith("untrained") else model, image_encoder.load(), name)
+        model = untrained_dit(model) if name.startswith("untrained") else model
+        denoiser = DiTDenoiser(model, image_encoder.load(), name)
     return DenoiserFeatures(denoiser.to(device), Noise(noise), bf16=bf16)
 
 

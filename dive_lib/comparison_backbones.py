@@ -15,12 +15,15 @@ from dive_lib.classifiers import ResNet
 
 
 class PixelFeatures:
-    """The image itself, reduced by area to `side` x `side`: one stage, "pixels", of three channels."""
+    """The image itself, reduced by area to `side` x `side`: one stage, "pixels", of three channels.
+
+    Averaged over the image it would be a mere colour, so a probe takes all pixels (`pool_side`).
+    """
 
     name, cross_stages = "raw pixels", ()
 
     def __init__(self, side: int = 16):
-        self.side, self.stages, self.channels = side, ("pixels",), {"pixels": 3}
+        self.side, self.pool_side, self.stages, self.channels = side, side, ("pixels",), {"pixels": 3}
 
     @property
     def identity(self) -> dict:

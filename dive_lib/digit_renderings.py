@@ -1,9 +1,9 @@
 """Single digits, each as a photo and as a sketch: the mini data of few-shot classification and of sketch retrieval.
 
 A photo is a 64 x 64 colour scene (`scenes.render`) with one handwritten digit and the name "red three"; a sketch is a
-thin line drawing of another glyph, light on dark as chalk on a board, since
-the small backbones know bright strokes only. Written in the layouts of the public data sets, so that the same
-loaders read both: <root>/<split>/{photo,sketch}/<class>/<k>.png, the few-shot list `split_zhou_Digits.json`, the class
+thin line drawing of another glyph, light on dark as chalk on a board, since the small backbones know bright strokes
+only. Written in the layouts of the public data sets, so that the same loaders read both:
+ <root>/<split>/{photo,sketch}/<class>/<k>.png, the few-shot list `split_zhou_Digits.json`, the class
 lists `seen.txt` and `unseen.txt`, and `names.json` with the colour and glyph of every photo.
 """
 
@@ -113,7 +113,8 @@ def _box(digit: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     of classification's data sets do."""
     height = int(2 * rng.integers(18, 26))
     width = int(2 * max(5, round(height * (0.5 if digit == 1 else 0.68) * rng.uniform(0.92, 1.08) / 2)))
-    x, y = (int(np.clip((SIZE - side) // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, SIZE - side)) for side in (width, height))
+    x, y = (int(np.clip((SIZE - side) // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, SIZE - side))
+            for side in (width, height))
     return x, y, x + width, y + height
 
 

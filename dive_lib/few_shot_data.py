@@ -66,8 +66,8 @@ def read(root: Path | str, name: str, image_size: int) -> FewShotSet:
     parts = {}
     for split in SPLITS:
         _check_images(folder / images, entries[split], name, split)
-        parts[split] = ClassImages(folder / images, classes, [path for path, _ in entries[split]],
-                                   torch.tensor([label for _, label in entries[split]], dtype=torch.long), image_size, 3)
+        labels = torch.tensor([label for _, label in entries[split]], dtype=torch.long)
+        parts[split] = ClassImages(folder / images, classes, [path for path, _ in entries[split]], labels, image_size, 3)
     return FewShotSet(name, classes, **parts)
 
 

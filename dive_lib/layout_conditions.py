@@ -66,7 +66,7 @@ def label_maps(data: Dataset, image_ids: list[int]) -> torch.Tensor:
         for entry in sorted(annotations[image_id], key=lambda e: -e["area"]):
             values[_mask(entry["segmentation"], height, width)] = -1 if entry["iscrowd"] else \
                 1 + classes[entry["category_id"]]
-        rows, columns = ((np.arange(side) + 0.5) * height / side).astype(int), ((np.arange(side) + 0.5) * width / side).astype(int)
+        rows, columns = (((np.arange(side) + 0.5) * length / side).astype(int) for length in (height, width))
         maps.append(torch.from_numpy(values[rows][:, columns]))
     return torch.stack(maps)
 

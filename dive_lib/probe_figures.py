@@ -64,9 +64,12 @@ def projected(features: torch.Tensor, seed: int = 0) -> np.ndarray:
 @styled
 def projections(panels: Mapping[str, np.ndarray], labels: Sequence[int], sketches: Sequence[bool],
                 classes: Sequence[str]) -> Figure:
-    """Figure 3: points (n, 2) of the same images, one panel for each time step; colour: class, mark: sketch or photo."""
+    """Figure 3: points (n, 2) of the same images, one panel for each time step.
+
+    Colour: class; mark: sketch or photo.
+    """
     labels, sketches = np.asarray(labels), np.asarray(sketches)
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(max(7.5, 2.5 * len(panels)), 3.4), squeeze=False)
     colours = plt.get_cmap("tab10").colors
     for axis, (title, points) in zip(axes[0], panels.items()):
         for kind, marker in ((False, "o"), (True, "x")):

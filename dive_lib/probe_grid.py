@@ -18,6 +18,8 @@ from dive_lib.task_metrics import evaluate_segmentation
 
 GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
 PIXELS = 40  # labelled pixels of each training scene
+MAP_SIDE = 32  # larger maps are averaged to this before pixels are probed
+RETRIEVAL_KEYS = ("mAP", "mAP_ci95", "mAP_200", "P_100", "chance", "queries", "gallery")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamp
         asked, found, *seen = (m[cell.stage] for m in _take(backbone, cell.t, [cell.stage], cache, 1, *parts))
         result = probes.retrieve(asked, parts[0].labels, found, parts[1].labels, tuple(map(probes.pooled, seen)),
                                  resamples=resamples, seed=seed)
-        return row | {key: result[key] for key in ("mAP", "mAP_ci95", "mAP_200", "P_100", "chance", "queries", "gallery")}
+        return row | {key: result[key] for key in RETRIEVAL_KEYS}
     train, test = data.scenes["train"], data.scenes["test"]
     maps = _take(backbone, cell.t, [cell.stage], cache, MAP_SIDE, train, test)
     counts, _ = probes.segmentation_counts(maps[0][cell.stage], probes.sample_pixels(train.labels, PIXELS),
@@ -84,10 +86,9 @@ def paired(row: dict, reference: dict, *, resamples: int = 1000, seed: int = 0) 
     return {"difference": round(float(difference.mean()), 4), "difference_ci95": [round(b, 4) for b in interval]}
 
 
-MAP_SIDE = 32  # larger maps are averaged to this before pixels are probed
-
-
 def _take(backbone, t: int, stages: Sequence[str], cache: FeatureCache, side: int, *parts) -> list[dict]:
+    """Features of each part. side 1: averaged over the image, or as far as the backbone says (`pool_side`)."""
+    side = backbone.pool_side if side == 1 and hasattr(backbone, "pool_side") else side
     return [cache.features(backbone, part.images, t if hasattr(backbone, "noise") else 0, stages, side=side,
                            label=f"{backbone.name}, t = {t}") for part in parts]
 
@@ -105,9 +106,8 @@ def _classification(backbone, t: int, data: ProbeData, cache: FeatureCache) -> l
 def _retrieval(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
     sketches, photos = data.sketches["val"], data.gallery["val"]
     asked, found = _take(backbone, t, backbone.stages, cache, 1, sketches, photos)
-    return [Cell("retrieval", t, stage, probes.retrieve(
-        asked[stage], sketches.labels, found[stage], photos.labels,
-        (probes.pooled(asked[stage]), probes.pooled(found[stage])))["mAP"]) for stage in backbone.stages]
+    return [Cell("retrieval", t, stage, probes.quick_map(asked[stage], sketches.labels, found[stage], photos.labels))
+            for stage in backbone.stages]
 
 
 def _segmentation(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:

@@ -30,8 +30,8 @@ class PyramidHead(nn.Module):
     kind: "pyramid", or "finest": the finest scale alone without 3 x 3 convolutions, the linear control.
     """
 
-    def __init__(self, channels: Sequence[int], expert: Sequence[int], embedding: int, *, width: int = 256, refine: int = 0,
-                 kind: str = "pyramid"):
+    def __init__(self, channels: Sequence[int], expert: Sequence[int], embedding: int, *, width: int = 256,
+                 refine: int = 0, kind: str = "pyramid"):
         super().__init__()
         if kind not in ("pyramid", "finest"):
             raise ValueError(f"segmentation head {kind!r} is unknown; choose pyramid or finest")
@@ -108,7 +108,8 @@ class Segmentation:
         return self._labels[key][indices]
 
     @torch.no_grad()
-    def answer(self, head: nn.Module, scales: Scales, indices: torch.Tensor, text: torch.Tensor, size: int) -> torch.Tensor:
+    def answer(self, head: nn.Module, scales: Scales, indices: torch.Tensor, text: torch.Tensor,
+               size: int) -> torch.Tensor:
         """(B, size, size) index of the nearest text for every pixel; similarities are enlarged, not answers."""
         embeddings = head.eval()(*scales.take(indices)).permute(0, 2, 3, 1)
         logits = similarity_logits(embeddings, text.to(embeddings.device)).permute(0, 3, 1, 2)

@@ -2,7 +2,8 @@
 
 <root>/<folder>/images/<split>/<name>.jpg, <root>/<folder>/annotations/<split>/<name>.png (8 or 16 bit) and
 `classes.json`: {"names": [...], "first": value of the first name in the label maps, "background": names that are
-scored apart, "unseen": names that training never shows}; the last two may be absent. Values outside the list are ignored.
+scored apart, "unseen": names that training never shows}; the last two may be absent. Other values
+are ignored.
 """
 
 from dataclasses import dataclass, field
@@ -96,8 +97,8 @@ class SegmentationImages:
             for i, name in enumerate(self.files):
                 self.load_image(i)
                 if (self.load_label(i) == IGNORED).all():
-                    raise ClassFolderError(f"{shorten(self.label_path(i))}: no pixel has one of the {len(self.classes)} "
-                                           "classes; check `first` in classes.json, or remove the image")
+                    raise ClassFolderError(f"{shorten(self.label_path(i))}: no pixel has one of the "
+                                           f"{len(self.classes)} classes; check `first` in classes.json, or remove the image")
                 parts.append(fingerprint(name, self.folder / "images" / self.split / name, self.label_path(i)))
                 progress.update()
         return fingerprint(parts)
@@ -137,7 +138,8 @@ def read(root: Path | str, name: str, split: str, image_size: int) -> Segmentati
         unknown = set(content.get(key, ())) - set(names)
         if unknown:
             raise ClassFolderError(f"{shorten(listed)}: {key} has {sorted(unknown)[0]!r}, which is no name of the list")
-    files = sorted(entry.name for entry in images.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    files = sorted(entry.name for entry in images.iterdir()
+                   if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
     part = SegmentationImages(folder, split, files, tuple(names), content["first"], image_size,
                               tuple(content.get("background", ())), tuple(content.get("unseen", ())))
     missing = [part.label_path(i) for i in range(len(files)) if not part.label_path(i).is_file()]

@@ -18,9 +18,9 @@ from dive_lib.class_images import SUFFIXES, ClassFolderError, ClassImages
 from dive_lib.paths import shorten
 
 SETS = {  # name: folder under the root, where to get it
-    "Sketchy": ("sketchy", "the Sketchy database of sketchy.eye.gatech.edu with the photos of its extension; unseen.txt: "
+    "Sketchy": ("sketchy", "the Sketchy database of sketchy.eye.gatech.edu with its extension's photos; unseen.txt: "
                            "the 21 classes of split 2 (Yelamarthi et al. 2018), seen.txt: the other 104"),
-    "TU-Berlin": ("tu_berlin", "TU-Berlin's sketches (cybertron.cg.tu-berlin.de/eitz) with the photos of its extension; "
+    "TU-Berlin": ("tu_berlin", "TU-Berlin's sketches (cybertron.cg.tu-berlin.de/eitz) with its extension's photos; "
                                "220 seen and 30 unseen classes"),
     "QuickDraw": ("quickdraw", "QuickDraw Extended (Dey et al. 2019); 80 seen and 30 unseen classes"),
     "digits": ("digits", "notebooks/15_vermouth_data.ipynb, which makes it"),
@@ -77,8 +77,8 @@ def read(root: Path | str, name: str, image_size: int, *, held_out: int, splits:
     if both:
         raise ClassFolderError(f"{shorten(folder / 'unseen.txt')}: {both[0]!r} is in seen.txt too; a class is either")
     if not 0 < held_out < len(seen):
-        raise ClassFolderError(f"{shorten(folder / 'seen.txt')}: {len(seen)} classes, of which {held_out} cannot be held "
-                               "out; choose between 1 and one less than all")
+        raise ClassFolderError(f"{shorten(folder / 'seen.txt')}: {len(seen)} classes, of which {held_out} cannot be "
+                               "held out; choose between 1 and one less than all")
     # NumPy guarantees RandomState's stream for ever.
     kept = tuple(sorted(np.random.RandomState(seed).permutation(seen)[:held_out].tolist()))
     parts = [read_part(folder / split, classes, image_size, name)

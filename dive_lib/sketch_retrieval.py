@@ -25,7 +25,8 @@ class SketchRetrieval:
         settings = self.head | changed
         pieces = []
         for images in (self.part.train.sketches, self.part.train.photos):
-            chosen = [i for i, label in enumerate(images.labels.tolist()) if self.part.train.classes[label] not in without]
+            chosen = [i for i, label in enumerate(images.labels.tolist())
+                      if self.part.train.classes[label] not in without]
             pieces.append((self.bench.scales(images, source), chosen, images.labels[chosen]))
         head = text_heads.make(pieces[0][0], self.text.shape[1], settings, seed)
         images = sum(len(chosen) for _, chosen, _ in pieces)
@@ -41,8 +42,8 @@ class SketchRetrieval:
     def frozen(self, source: Mapping, split: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Features without a head, averaged to side x side: what the backbone brings along."""
         part, train = getattr(self.part, split), self.part.train
-        return tuple(torch.from_numpy(text_heads.pooled(self.bench.scales(images, source, like), side)) for images, like in
-                     ((part.sketches, train.sketches), (part.photos, train.photos)))
+        return tuple(torch.from_numpy(text_heads.pooled(self.bench.scales(images, source, like), side))
+                     for images, like in ((part.sketches, train.sketches), (part.photos, train.photos)))
 
     def evaluate(self, vectors: tuple[torch.Tensor, torch.Tensor], split: str, seed: int = 0) -> dict:
         """The row of numbers of `task_metrics.evaluate_retrieval`."""

@@ -69,6 +69,7 @@ def load(folder: Path | str) -> StableDiffusion:
     autoencoder = part(AutoencoderKL, "vae", use_safetensors=True, low_cpu_mem_usage=False)
     text_encoder = part(CLIPTextModel, "text_encoder", use_safetensors=True)
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise ValueError(f"{paths.shorten(directory)}: the UNet takes texts of width {unet.config.cross_attention_dim}, "
+        raise ValueError(f"{paths.shorten(directory)}: the UNet takes texts of width "
+                         f"{unet.config.cross_attention_dim}, "
                          f"the text encoder gives {text_encoder.config.hidden_size}; download both again from {SOURCE}")
     return checkpoint.freeze(StableDiffusion(unet, autoencoder, text_encoder, part(CLIPTokenizer, "tokenizer")))

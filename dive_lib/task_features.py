@@ -28,8 +28,8 @@ class Scales:
         self.backbone, self.images, self.t, self.group, self.expert = backbone, images, t, group, expert
         self.stages = stages_of(backbone, group)
         self.joins = () if expert is None else tuple(expert.joins)[:count(backbone, group)]
-        self.identity = fingerprint(backbone.identity, expert.identity if expert else "", identity, t, group, len(images),
-                                    standardise, like.identity if like else "")
+        self.identity = fingerprint(backbone.identity, expert.identity if expert else "", identity, t, group,
+                                    len(images), standardise, like.identity if like else "")
         self.maps: tuple[list, list] | None = None
         if cache is not None:
             pixels = images.load_images(range(len(images)))
@@ -79,7 +79,9 @@ def stages_of(backbone, group: str) -> tuple[str, ...]:
 
 def count(backbone, group: str) -> int:
     """The number of scales of a group."""
-    return len(stage_groups.channels(group, backbone)) if group in stage_groups.GROUPS else len(stages_of(backbone, group))
+    if group in stage_groups.GROUPS:
+        return len(stage_groups.channels(group, backbone))
+    return len(stages_of(backbone, group))
 
 
 def _statistics(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

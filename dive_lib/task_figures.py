@@ -56,8 +56,8 @@ def combinations(classes: Sequence[str], unseen: Sequence[str], values: Sequence
         axis.tick_params(axis="x", rotation=60)
         for name in unseen:
             first, second = pairs[name]
-            axis.add_patch(plt.Rectangle((columns.index(first) - 0.45, lines.index(second) - 0.45), 0.9, 0.9, fill=False,
-                                         edgecolor=INK, linewidth=1.4))
+            corner = columns.index(first) - 0.45, lines.index(second) - 0.45
+            axis.add_patch(plt.Rectangle(corner, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.4))
         figure.colorbar(image, ax=axis, pad=0.02, label=label).outline.set_visible(False)
     return figure
 

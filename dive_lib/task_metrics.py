@@ -81,7 +81,8 @@ def two_way_interval(values: Sequence[Sequence[float]], *, resamples: int = 1000
     table = np.asarray(values, dtype=float)
     rng = np.random.RandomState(seed)  # NumPy guarantees RandomState's stream for ever
     draws, images = table.shape
-    means = [table[rng.randint(draws, size=draws)][:, rng.randint(images, size=images)].mean() for _ in range(resamples)]
+    means = [table[rng.randint(draws, size=draws)][:, rng.randint(images, size=images)].mean()
+             for _ in range(resamples)]
     return [float(bound) for bound in np.percentile(means, (2.5, 97.5))]
 
 

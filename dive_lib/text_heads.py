@@ -49,8 +49,8 @@ def make(scales: Scales, embedding: int, settings: dict, seed: int) -> nn.Module
     # The published widths, all scaled alike; the simple fusion has one, twice the narrowest.
     published = (2 * FINEST,) if settings["fusion"] == "add" else WIDTHS[settings["fusion"]]
     widths = [width * settings["width"] // FINEST for width in published[:len(own)]]
-    return UHead(own, embedding, fusion=settings["fusion"], expert=expert, heads=settings["heads"], side=settings["side"],
-                 normalise=settings["normalise"], widths=widths).to(device())
+    return UHead(own, embedding, fusion=settings["fusion"], expert=expert, heads=settings["heads"],
+                 side=settings["side"], normalise=settings["normalise"], widths=widths).to(device())
 
 
 def fit(head: nn.Module, parts: Sequence[tuple[Scales, Sequence[int], torch.Tensor]], text: torch.Tensor, loss: dict,

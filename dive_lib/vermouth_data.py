@@ -103,8 +103,8 @@ def load(profile: str) -> VermouthData:
     """The described data, without decoding every image again."""
     path = paths.runs(profile) / "vermouth.json"
     if not path.exists():
-        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/15_vermouth_data.ipynb for the profile {profile!r} "
-                                "first")
+        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/15_vermouth_data.ipynb for the profile "
+                                f"{profile!r} first")
     described = read_json(path)
     return VermouthData(paths.ROOT / described["root"], **_read(described), digests=described["digests"])
 

@@ -1,7 +1,7 @@
 """Vermouth's published results (README tables of the published code), which stand beside ours; percent."""
 
-FEW_SHOT_SETS = ("Pets", "Flowers102", "Aircraft", "DTD", "EuroSAT", "Cars", "Food101", "SUN397", "Caltech101", "UCF101",
-                 "ImageNet")
+FEW_SHOT_SETS = ("Pets", "Flowers102", "Aircraft", "DTD", "EuroSAT", "Cars", "Food101", "SUN397", "Caltech101",
+                 "UCF101", "ImageNet")
 FEW_SHOT = {
     "MAE-L": (91.87, 92.04, 36.51, 63.74, 87.39, 24.15, 59.31, 62.08, 94.45, 76.55, 39.74),
     "BEiTv3-G": (93.79, 97.84, 38.34, 72.41, 86.11, 62.58, 74.42, 71.57, 96.9, 84.38, 86.95),

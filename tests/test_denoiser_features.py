@@ -221,7 +221,8 @@ def test_pixels_and_a_supervised_network_have_the_same_interface():
     assert {stage: tuple(m.shape[1:]) for stage, m in maps.items()} == {
         "layer0": (4, 64, 64), "layer1": (8, 32, 32), "layer2": (12, 16, 16)}
     assert {stage: m.shape[1] for stage, m in maps.items()} == resnet.channels
-    assert torch.equal(torch.nn.Sequential(*list(network)[-3:])(maps["layer2"]), network(images())), "the last stage is what the network pools"
+    head = torch.nn.Sequential(*list(network)[-3:])
+    assert torch.equal(head(maps["layer2"]), network(images())), "the last stage is what the network pools"
     assert resnet.joins == ("layer2", "layer1", "layer0")
     assert pixels.features(images(), t=5)["pixels"].shape == (3, 3, 8, 8)
     for backbone in (resnet, pixels):

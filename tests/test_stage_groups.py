@@ -31,7 +31,8 @@ def test_channels_and_sizes_of_stable_diffusion(group, side):
     backbone = Backbone()
     assert channels(group, backbone, side) == TABLE[group]
     sides = stage_groups._sides(backbone.stages, side)
-    features = {s: torch.zeros(1, backbone.channels[s] // 320, sides[s], sides[s]) for s in stages_of(group, backbone.stages)}
+    features = {s: torch.zeros(1, backbone.channels[s] // 320, sides[s], sides[s])
+                for s in stages_of(group, backbone.stages)}
     maps = scales(group, features, backbone.stages)
     assert [m.shape[1] for m in maps] == [c // 320 for c in TABLE[group]]
     assert [m.shape[-1] for m in maps] == [side // 8, side // 4, side // 2, side][:len(maps)]

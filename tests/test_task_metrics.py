@@ -19,7 +19,7 @@ def published(relevant, top=None):
     recall, precision = np.concatenate([[0], recall, [1]]), np.concatenate([[0], precision, [0]])
     for k in range(len(precision) - 2, -1, -1):
         precision[k] = max(precision[k], precision[k + 1])
-    return sum((recall[k + 1] - recall[k]) * precision[k + 1] for k in range(len(recall) - 1) if recall[k + 1] != recall[k])
+    return sum(step * precision[k + 1] for k, step in enumerate(np.diff(recall)))
 
 
 @pytest.mark.parametrize("top", [None, 10])
@@ -78,12 +78,14 @@ def test_overlaps_agree_with_the_confusion_matrix():
     matrix = confusion_matrix(labels[valid], predicted[valid], labels=range(5))
     assert (counts == np.stack([matrix.diagonal(), matrix.sum(0), matrix.sum(1)])).all()
     iou = class_iou(counts)
-    assert np.isnan(iou[4]) and iou[0] == pytest.approx(100 * matrix[0, 0] / (matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0]))
+    union = matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0]
+    assert np.isnan(iou[4]) and iou[0] == pytest.approx(100 * matrix[0, 0] / union)
 
 
 def test_segmentation_row():
     labels = torch.tensor([[[0, 1], [2, 2]]]).repeat(4, 1, 1)
     predicted = torch.tensor([[[0, 1], [2, 0]]]).repeat(4, 1, 1)
-    row = evaluate_segmentation(overlaps(predicted, labels, 4), {"seen": [1, 3], "unseen": [2], "background": [0]}, resamples=10)
+    counts = overlaps(predicted, labels, 4)
+    row = evaluate_segmentation(counts, {"seen": [1, 3], "unseen": [2], "background": [0]}, resamples=10)
     assert row["mIoU_seen"] == 100 and row["mIoU_unseen"] == 50 and row["ratio"] == 0.5 and row["mIoU_background"] == 50
     assert row["pixel_accuracy"] == 75 and row["by_class"][3] is None and row["ratio_ci95"] == [0.5, 0.5]

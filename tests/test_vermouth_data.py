@@ -1,4 +1,4 @@
-"""The data of Vermouth's tasks: drawn images, and the loaders of the public layouts on tiny folders of the same form."""
+"""The data of Vermouth's tasks: drawn images, and the loaders of the public layouts on tiny folders like them."""
 
 import json
 
@@ -47,7 +47,8 @@ def test_mini_data_are_described_once_and_loaded_again(tmp_path, digits):
 
 def test_the_same_seed_gives_the_same_images_and_another_replaces_them(tmp_path, digits):
     first, second = (vermouth_data.make_mini(tmp_path / name, COUNTS, UNSEEN, 0) for name in "ab")
-    for name in ("digits/train/photo/one/00001.png", "digits/test/sketch/nine/00000.png", "scenes/images/val/00002.png"):
+    for name in ("digits/train/photo/one/00001.png", "digits/test/sketch/nine/00000.png",
+                 "scenes/images/val/00002.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     before = (first / "digits/train/photo/one/00001.png").read_bytes()
     vermouth_data.make_mini(first, COUNTS, UNSEEN, 1)

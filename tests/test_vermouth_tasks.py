@@ -71,8 +71,8 @@ def test_few_shot_trials_are_repeatable(bench, source):
 
 def test_a_network_from_scratch(bench):
     task = few_shot.FewShot(bench, bench.data.digits, HEAD)
-    network = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4, "lr": 0.01,
-               "shift": 1}
+    network = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4,
+               "lr": 0.01, "shift": 1}
     assert (task.from_scratch(network, 1, 0) == task.from_scratch(network, 1, 0)).all()
 
 
@@ -91,7 +91,8 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
     part = bench.data.sketches["digits"]
     task, labels = sketch_retrieval.SketchRetrieval(bench, part, HEAD), []
     fit = text_heads.fit
-    monkeypatch.setattr(text_heads, "fit", lambda head, parts, *a, **k: labels.extend(parts) or fit(head, parts, *a, **k))
+    monkeypatch.setattr(text_heads, "fit", lambda head, parts, *a, **k: labels.extend(parts) or fit(
+        head, parts, *a, **k))
     head = task.train(SOURCE, 0, without=part.held_out)
     for _, chosen, own in labels:
         assert len(chosen) == len(own) and not {part.train.classes[c] for c in own.tolist()} & set(part.held_out)
@@ -104,7 +105,7 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["pyramid", "finest"])
 def test_segmentation_learns_seen_names_and_answers_all(bench, kind):
-    head = {"kind": kind, "width": 8, "refine": 1} | {k: HEAD[k] for k in ("steps", "epochs", "batch_size", "lr", "weight_decay")}
+    head = HEAD | {"kind": kind, "width": 8, "refine": 1}
     task, images = segmentation.Segmentation(bench, head), bench.data.segmentation_tests["scenes/test"]
     assert len(task.seen) == 61
     counts = task.counts(task.train(PIXELS, 0), PIXELS, images)
