@@ -3,8 +3,8 @@
 A photo is a 64 x 64 colour scene (`scenes.render`) with one handwritten digit and the name "red three"; a sketch is a
 thin line drawing of another glyph, light on dark as chalk on a board, since the small backbones know bright strokes
 only. Written in the layouts of the public data sets, so that the same loaders read both:
- <root>/<split>/{photo,sketch}/<class>/<k>.png, the few-shot list `split_zhou_Digits.json`, the class
-lists `seen.txt` and `unseen.txt`, and `names.json` with the colour and glyph of every photo.
+<root>/<split>/{photo,sketch}/<class>/<k>.png, the few-shot list `split_zhou_Digits.json`, the class lists `seen.txt`
+and `unseen.txt`, and `names.json` with the colour and glyph of every photo.
 """
 
 from collections.abc import Mapping, Sequence

@@ -67,7 +67,8 @@ def read(root: Path | str, name: str, image_size: int) -> FewShotSet:
     for split in SPLITS:
         _check_images(folder / images, entries[split], name, split)
         labels = torch.tensor([label for _, label in entries[split]], dtype=torch.long)
-        parts[split] = ClassImages(folder / images, classes, [path for path, _ in entries[split]], labels, image_size, 3)
+        names = [path for path, _ in entries[split]]
+        parts[split] = ClassImages(folder / images, classes, names, labels, image_size, 3)
     return FewShotSet(name, classes, **parts)
 
 

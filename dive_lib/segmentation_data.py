@@ -97,8 +97,9 @@ class SegmentationImages:
             for i, name in enumerate(self.files):
                 self.load_image(i)
                 if (self.load_label(i) == IGNORED).all():
-                    raise ClassFolderError(f"{shorten(self.label_path(i))}: no pixel has one of the "
-                                           f"{len(self.classes)} classes; check `first` in classes.json, or remove the image")
+                    raise ClassFolderError(
+                        f"{shorten(self.label_path(i))}: no pixel has one of the {len(self.classes)} classes; check "
+                        "`first` in classes.json, or remove the image")
                 parts.append(fingerprint(name, self.folder / "images" / self.split / name, self.label_path(i)))
                 progress.update()
         return fingerprint(parts)
