@@ -9,7 +9,7 @@ PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3 python
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro detect classify test lab clean data
+.PHONY: help repro detect classify probe test lab clean data
 
 # Stages, tests and notebooks run the environment's `python`, and its kernel wins over one of the user's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -28,6 +28,9 @@ detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
 
 classify: .venv/.ready data  ## The classification half alone: notebooks 10 to 14
 	.venv/bin/dvc repro model_evaluation@$(PROFILE) classifiers@$(PROFILE)
+
+probe: .venv/.ready data  ## What the frozen models know, for three tasks: notebooks 15 to 19
+	.venv/bin/dvc repro features@$(PROFILE) few_shot@$(PROFILE) sketch_retrieval@$(PROFILE) segmentation@$(PROFILE)
 
 test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; writes nothing into runs/ or reports/
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; failed=0; \

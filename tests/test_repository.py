@@ -97,7 +97,7 @@ def test_no_weights_or_pickles_are_tracked():
 def test_makefile_has_its_targets_and_explains_them():
     shown = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, check=True, text=True,
                            stdout=subprocess.PIPE).stdout
-    for target in ("repro", "detect", "classify", "test", "lab", "help", "clean"):
+    for target in ("repro", "detect", "classify", "probe", "test", "lab", "help", "clean"):
         assert re.search(rf"^make {target} +\S", shown, re.MULTILINE), target
 
 
@@ -105,6 +105,7 @@ def test_makefile_has_its_targets_and_explains_them():
     ("repro", "dvc repro report@mini"),
     ("detect", "dvc repro ablation@mini steps@mini diagnosis@mini"),
     ("classify", "dvc repro model_evaluation@mini classifiers@mini"),
+    ("probe", "dvc repro features@mini few_shot@mini sketch_retrieval@mini segmentation@mini"),
     ("test", "pytest --nbval-lax --nbval-current-env notebooks"),
     ("lab", "jupyter lab"),
 ])

@@ -1,0 +1,109 @@
+"""Few-shot classification: a U-head on frozen features, a linear probe, a network trained from scratch.
+
+A trial draws the shots of every class from the training split and answers all images of another split. Settings are
+compared on validation images; draws and test images give the interval of what is reported.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from dive_lib import classifiers, paths, text_heads
+from dive_lib.checkpoint import fingerprint
+from dive_lib.few_shot_data import FewShotSet, draw_shots
+from dive_lib.first_stage import device
+from dive_lib.progress import Progress, silent
+from dive_lib.task_bench import Bench, training
+from dive_lib.train import TrainingConfig, train
+from dive_lib.u_head import CLASSIFICATION
+
+
+class FewShot:
+    """Trials on one data set. head: settings of `text_heads.make` and of `task_bench.training`."""
+
+    def __init__(self, bench: Bench, part: FewShotSet, head: Mapping):
+        self.bench, self.part, self.head = bench, part, dict(head)
+        self.text = bench.text(part.classes)
+        self._pooled: dict = {}
+        self._pixels: dict = {}
+
+    def u_head(self, source: Mapping, shots: int, draw: int, split: str = "test", **changed) -> np.ndarray:
+        """(n,) bool: which images of a split a head answers rightly. source: see `Bench.scales`; changed: of `head`."""
+        settings = self.head | changed
+        scales = self.bench.scales(self.part.train, source)
+        chosen = draw_shots(self.part.train.labels, shots, draw)
+        head = text_heads.make(scales, self.text.shape[1], settings, draw)
+        text_heads.fit(head, [(scales, chosen, self.part.train.labels[chosen])], self.text, CLASSIFICATION,
+                       training(settings, len(chosen), draw), scratch=paths.scratch() / "few_shot")
+        images = getattr(self.part, split)
+        embeddings = text_heads.embed(head, self.bench.scales(images, source, self.part.train))
+        return (text_heads.answers(embeddings, self.text) == images.labels).numpy()
+
+    def linear_probe(self, source: Mapping, shots: int, draw: int, split: str = "test") -> np.ndarray:
+        """The same of logistic regression. source: {"backbone", "t", "group": one stage, "side", "strength"}."""
+        chosen = draw_shots(self.part.train.labels, shots, draw)
+        train_x, test_x = (self._flat(source, name) for name in ("train", split))
+        labels = getattr(self.part, split).labels.numpy()
+        return text_heads.linear_probe(train_x[chosen], self.part.train.labels[chosen].numpy(), test_x,
+                                       source["strength"]) == labels
+
+    def from_scratch(self, network: Mapping, shots: int, draw: int, split: str = "test") -> np.ndarray:
+        """The same of a network trained on the images alone. network: {"steps", "batch_size", "lr", "shift", and what
+        `classifiers.make` takes}."""
+        own = {key: value for key, value in network.items() if key not in ("steps", "batch_size", "lr", "shift")}
+        chosen = draw_shots(self.part.train.labels, shots, draw)
+        side = self.part.train.image_size
+        torch.manual_seed(draw)
+        model = classifiers.make(own, channels=3, classes=len(self.part.classes), image_size=side).to(device())
+        images, labels = self.part.train.load_images(chosen).to(device()), self.part.train.labels[chosen]
+        loss_of = classifiers.classifier_loss(lambda index: images[index], labels, network["batch_size"],
+                                              shift=network["shift"])
+        config = TrainingConfig(steps=network["steps"], lr=network["lr"], batch_size=network["batch_size"], ema=0.0,
+                                seed=draw)
+        with silent():
+            train(model, loss_of, config, scratch=paths.scratch() / "few_shot", label="from scratch",
+                  identity=fingerprint(images, labels, own, network["shift"]))
+        classifiers.calibrate(model, lambda index: images[index], len(labels), batch=network["batch_size"])
+        tested = self._loaded(split)
+        answers = classifiers.predict(model, lambda index: tested[index].to(device()), len(tested))
+        return np.array(answers) == getattr(self.part, split).labels.numpy()
+
+    def _flat(self, source: Mapping, split: str) -> np.ndarray:
+        key = (source["backbone"], source["t"], source["group"], source["side"], split)
+        if key not in self._pooled:
+            scales = self.bench.scales(getattr(self.part, split), source, None if split == "train" else self.part.train)
+            self._pooled[key] = text_heads.pooled(scales, source["side"])
+        return self._pooled[key]
+
+    def _loaded(self, split: str) -> torch.Tensor:
+        if split not in self._pixels:
+            images = getattr(self.part, split)
+            self._pixels[split] = images.load_images(range(len(images)))
+        return self._pixels[split]
+
+
+def compare(trial, candidates: Sequence[Mapping], shots: int, draws: int, label: str, split: str = "val") -> list[dict]:
+    """Candidates with their accuracy on validation images, in percent, best first. trial: u_head or linear_probe."""
+    rows = []
+    with Progress(len(candidates) * draws, label, unit="trials") as progress:
+        for candidate in candidates:
+            right = []
+            for draw in range(draws):
+                right.append(100 * float(trial(candidate, shots, draw, split).mean()))
+                progress.update()
+            rows.append({**candidate, "accuracy": round(float(np.mean(right)), 4)})
+    return sorted(rows, key=lambda row: -row["accuracy"])  # stable: the first of equals wins
+
+
+def repeat(trial, source: Mapping, shots: Sequence[int], draws: int, label: str, **changed) -> dict[int, np.ndarray]:
+    """{shots: (draws, n) bool} on test images."""
+    results = {}
+    with Progress(len(shots) * draws, label, unit="trials") as progress:
+        for count in shots:
+            rows = []
+            for draw in range(draws):
+                rows.append(trial(source, count, draw, **changed))
+                progress.update()
+            results[count] = np.stack(rows)
+    return results

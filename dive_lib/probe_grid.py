@@ -1,0 +1,125 @@
+"""Time step x stage: every cell of a backbone's features probed at three granularities, and the best one reported.
+
+    cells = probe_grid.measure(backbone, times, data, cache)       # on validation images and seen classes
+    best = probe_grid.best(cells, "classification")                # a Cell
+    row = probe_grid.report(backbone, best, data, cache)           # on test images and unseen classes
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dive_lib import probes
+from dive_lib.classification_results import bootstrap_interval, evaluate_correct
+from dive_lib.feature_cache import FeatureCache
+from dive_lib.probe_data import ProbeData
+from dive_lib.task_metrics import evaluate_segmentation
+
+GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
+PIXELS = 40  # labelled pixels of each training scene
+MAP_SIDE = 32  # larger maps are averaged to this before pixels are probed
+RETRIEVAL_KEYS = ("mAP", "mAP_ci95", "mAP_200", "P_100", "chance", "queries", "gallery")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """value: in percent, on validation images. strength: index of the ridge's strength that gave it."""
+
+    granularity: str
+    t: int
+    stage: str
+    value: float
+    strength: int = 0
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def measure(backbone, times: Sequence[int], data: ProbeData, cache: FeatureCache,
+            granularities: Sequence[str] = tuple(GRANULARITIES)) -> list[Cell]:
+    """All cells of a backbone on validation images; one without time steps has the row of the first alone."""
+    times = list(times) if hasattr(backbone, "noise") else list(times)[:1]
+    return [cell for t in times for name in granularities for cell in _MEASURES[name](backbone, t, data, cache)]
+
+
+def best(cells: Sequence[Cell], granularity: str) -> Cell:
+    """The cell with the largest validation value; of equal ones the first."""
+    return max((cell for cell in cells if cell.granularity == granularity), key=lambda cell: cell.value)
+
+
+def table(cells: Sequence[Cell], granularity: str, times: Sequence[int], stages: Sequence[str]) -> np.ndarray:
+    """Values (T, S); a backbone without time steps fills all rows with its one."""
+    values = {(cell.t, cell.stage): cell.value for cell in cells if cell.granularity == granularity}
+    return np.array([[values[t if (t, stage) in values else times[0], stage] for stage in stages] for t in times])
+
+
+def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamples: int = 1000,
+           seed: int = 0) -> dict:
+    """A cell's row on test images: t, stage, its validation value, and the granularity's value with its interval over
+    images. Classification also keeps which images were read rightly, for paired differences (`correct`)."""
+    row = {"t": cell.t, "stage": cell.stage, "validation": round(cell.value, 4)}
+    if cell.granularity == "classification":
+        maps = _take(backbone, cell.t, [cell.stage], cache, 1, data.photos["train"], data.photos["test"])
+        correct, _ = probes.classify(maps[0][cell.stage], data.photos["train"].labels, maps[1][cell.stage],
+                                     data.photos["test"].labels, len(data.classes), cell.strength)
+        return row | evaluate_correct(correct, resamples=resamples, seed=seed) | {"correct": correct}
+    if cell.granularity == "retrieval":
+        parts = data.sketches["test"], data.gallery["test"], data.sketches["val"], data.gallery["val"]
+        asked, found, *seen = (m[cell.stage] for m in _take(backbone, cell.t, [cell.stage], cache, 1, *parts))
+        result = probes.retrieve(asked, parts[0].labels, found, parts[1].labels, tuple(map(probes.pooled, seen)),
+                                 resamples=resamples, seed=seed)
+        return row | {key: result[key] for key in RETRIEVAL_KEYS}
+    train, test = data.scenes["train"], data.scenes["test"]
+    maps = _take(backbone, cell.t, [cell.stage], cache, MAP_SIDE, train, test)
+    counts, _ = probes.segmentation_counts(maps[0][cell.stage], probes.sample_pixels(train.labels, PIXELS),
+                                           maps[1][cell.stage], test.labels, len(data.scene_classes), cell.strength)
+    result = evaluate_segmentation(counts, {"all": range(len(data.scene_classes))}, resamples=resamples, seed=seed)
+    return row | {"mIoU": result["mIoU_all"], "mIoU_ci95": result["mIoU_all_ci95"],
+                  "pixel_accuracy": result["pixel_accuracy"], "n_images": result["n_images"]}
+
+
+def paired(row: dict, reference: dict, *, resamples: int = 1000, seed: int = 0) -> dict:
+    """Difference of two classification rows on the same test images, with its interval."""
+    difference = 100.0 * (np.asarray(row["correct"], dtype=float) - np.asarray(reference["correct"], dtype=float))
+    interval = bootstrap_interval(difference, resamples=resamples, seed=seed)
+    return {"difference": round(float(difference.mean()), 4), "difference_ci95": [round(b, 4) for b in interval]}
+
+
+def _take(backbone, t: int, stages: Sequence[str], cache: FeatureCache, side: int, *parts) -> list[dict]:
+    """Features of each part. side 1: averaged over the image, or as far as the backbone says (`pool_side`)."""
+    side = backbone.pool_side if side == 1 and hasattr(backbone, "pool_side") else side
+    return [cache.features(backbone, part.images, t if hasattr(backbone, "noise") else 0, stages, side=side,
+                           label=f"{backbone.name}, t = {t}") for part in parts]
+
+
+def _classification(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
+    train, val = data.photos["train"], data.photos["val"]
+    maps = _take(backbone, t, backbone.stages, cache, 1, train, val)
+    cells = []
+    for stage in backbone.stages:
+        correct, strength = probes.classify(maps[0][stage], train.labels, maps[1][stage], val.labels, len(data.classes))
+        cells.append(Cell("classification", t, stage, 100 * float(correct.mean()), strength))
+    return cells
+
+
+def _retrieval(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
+    sketches, photos = data.sketches["val"], data.gallery["val"]
+    asked, found = _take(backbone, t, backbone.stages, cache, 1, sketches, photos)
+    return [Cell("retrieval", t, stage, probes.quick_map(asked[stage], sketches.labels, found[stage], photos.labels))
+            for stage in backbone.stages]
+
+
+def _segmentation(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
+    train, val = data.scenes["train"], data.scenes["val"]
+    maps, sample = _take(backbone, t, backbone.stages, cache, MAP_SIDE, train, val), \
+        probes.sample_pixels(train.labels, PIXELS)
+    cells = []
+    for stage in backbone.stages:
+        counts, strength = probes.segmentation_counts(maps[0][stage], sample, maps[1][stage], val.labels,
+                                                      len(data.scene_classes))
+        cells.append(Cell("segmentation", t, stage, probes.mean_iou(counts), strength))
+    return cells
+
+
+_MEASURES = {"classification": _classification, "retrieval": _retrieval, "segmentation": _segmentation}

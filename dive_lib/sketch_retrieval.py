@@ -1,0 +1,80 @@
+"""Zero-shot retrieval of photos by sketches: one head embeds both; classes of training are not those of the test."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from dive_lib import paths, text_heads
+from dive_lib.progress import Progress
+from dive_lib.sketch_data import SketchPart, SketchSet
+from dive_lib.task_bench import Bench, training
+from dive_lib.task_metrics import evaluate_retrieval
+from dive_lib.u_head import RETRIEVAL
+
+
+class SketchRetrieval:
+    """Trials on one data set. head: settings of `text_heads.make` and of `task_bench.training`."""
+
+    def __init__(self, bench: Bench, part: SketchSet, head: Mapping):
+        self.bench, self.part, self.head = bench, part, dict(head)
+        self.text = bench.text(part.train.classes)
+
+    def train(self, source: Mapping, seed: int, *, without: Sequence[str] = (), **changed) -> torch.nn.Module:
+        """A head trained on the seen classes except `without`; every batch is half sketches, half photos."""
+        settings = self.head | changed
+        pieces = []
+        for images in (self.part.train.sketches, self.part.train.photos):
+            chosen = [i for i, label in enumerate(images.labels.tolist())
+                      if self.part.train.classes[label] not in without]
+            pieces.append((self.bench.scales(images, source), chosen, images.labels[chosen]))
+        head = text_heads.make(pieces[0][0], self.text.shape[1], settings, seed)
+        images = sum(len(chosen) for _, chosen, _ in pieces)
+        return text_heads.fit(head, pieces, self.text, RETRIEVAL, training(settings, images, seed),
+                              scratch=paths.scratch() / "sketch_retrieval")
+
+    def embed(self, head: torch.nn.Module, source: Mapping, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit vectors (q, d) of the sketches and (g, d) of the photos of a split."""
+        part, train = getattr(self.part, split), self.part.train
+        return (text_heads.embed(head, self.bench.scales(part.sketches, source, train.sketches)),
+                text_heads.embed(head, self.bench.scales(part.photos, source, train.photos)))
+
+    def frozen(self, source: Mapping, split: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features without a head, averaged to side x side: what the backbone brings along."""
+        part, train = getattr(self.part, split), self.part.train
+        return tuple(torch.from_numpy(text_heads.pooled(self.bench.scales(images, source, like), side))
+                     for images, like in ((part.sketches, train.sketches), (part.photos, train.photos)))
+
+    def evaluate(self, vectors: tuple[torch.Tensor, torch.Tensor], split: str, seed: int = 0) -> dict:
+        """The row of numbers of `task_metrics.evaluate_retrieval`."""
+        part = getattr(self.part, split)
+        return evaluate_retrieval(vectors[0], part.sketches.labels, vectors[1], part.photos.labels, seed=seed)
+
+
+def compare(tasks: Sequence[SketchRetrieval], candidates: Sequence[Mapping], seeds: int) -> list[dict]:
+    """Candidates {source, changes of the head} with their mAP, in percent, on the held-out seen classes, which the head
+    that is asked has not been trained on; best first."""
+    rows = []
+    with Progress(len(candidates) * seeds * len(tasks), "heads on held-out classes", unit="trials") as progress:
+        for candidate in candidates:
+            values = []
+            for task in tasks:
+                for seed in range(seeds):
+                    head = task.train(candidate, seed, without=task.part.held_out)
+                    values.append(task.evaluate(task.embed(head, candidate, "val"), "val")["mAP"])
+                    progress.update()
+            rows.append({**candidate, "mAP": round(sum(values) / len(values), 4)})
+    return sorted(rows, key=lambda row: -row["mAP"])  # stable: the first of equals wins
+
+
+def pixels(part: SketchPart, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw pixels of sketches and photos, reduced to side x side, as vectors."""
+    return tuple(F.interpolate(images.load_images(range(len(images))), (side, side), mode="area").flatten(1)
+                 for images in (part.sketches, part.photos))
+
+
+def mean_rows(rows: Sequence[Mapping]) -> dict:
+    """The mean of the rows of several seeds; the interval is that of the first, `by_seed` holds every mAP."""
+    keys = ("mAP", "mAP_200", "AP_plain", "P_100")
+    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
+            "by_seed": [row["mAP"] for row in rows]}

@@ -1,0 +1,65 @@
+"""What the notebooks of Vermouth's tasks share: backbones, features and texts of a profile, each made once.
+
+No condition ever holds a label: denoisers run under the empty one, so nothing of the answer enters the features.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from dive_lib import backbones, paths, vermouth_data
+from dive_lib.feature_cache import FeatureCache
+from dive_lib.task_features import Scales
+from dive_lib.text_targets import PHOTO, AttributeWords, ClipText
+from dive_lib.train import TrainingConfig
+
+
+class Bench:
+    """model: {"noise": mode, "folder": of a downloaded denoiser, "expert": a backbone or "", "expert_folder",
+    "text": folder of CLIP or "" for attribute words, "text_width": of these, "pooling": of CLIP, "cached": whether
+    features are kept on disk and in memory, "standardise": see `task_features`, "batch": images per pass}."""
+
+    def __init__(self, profile: str, model: Mapping, templates: Sequence[str] = PHOTO):
+        self.profile, self.model = profile, dict(model)
+        self.data = vermouth_data.load(profile)
+        self.cache = FeatureCache(paths.runs(profile) / "task_features", model["batch"]) if model["cached"] else None
+        self.encoder = ClipText(model["text"], templates, pooling=model["pooling"]) if model["text"] else \
+            AttributeWords(model["text_width"])
+        self._backbones: dict = {}
+        self._scales: dict = {}
+
+    def backbone(self, name: str):
+        if name not in self._backbones:
+            folder = self.model["expert_folder"] if name in backbones.EXPERTS else self.model["folder"]
+            self._backbones[name] = backbones.load(self.profile, name, noise=self.model["noise"], folder=folder)
+        return self._backbones[name]
+
+    def scales(self, images, source: Mapping, like=None) -> Scales:
+        """Features of images. source: {"backbone": name, "t": step, "group": of stages, "expert": name or absent}.
+
+        like: the training images by whose statistics features are standardised, by default the images themselves.
+        """
+        key = (id(images), *(source.get(name) for name in ("backbone", "t", "group", "expert")))
+        if key not in self._scales:
+            expert = self.backbone(source["expert"]) if source.get("expert") else None
+            self._scales[key] = Scales(
+                self.backbone(source["backbone"]), images, t=source["t"], group=source["group"],
+                identity=vermouth_data.identity(self.data, images), cache=self.cache, expert=expert,
+                standardise=self.model["standardise"],
+                like=self.scales(like, source) if like is not None and self.model["standardise"] else None)
+        return self._scales[key]
+
+    def forget(self) -> None:
+        """Frees the features in memory; those on disk stay."""
+        self._scales.clear()
+
+    def text(self, names: Sequence[str]) -> torch.Tensor:
+        """(K, d) unit vectors of class names."""
+        return self.encoder.encode(names)
+
+
+def training(settings: Mapping, images: int, seed: int) -> TrainingConfig:
+    """settings: {"steps": or 0 for "epochs" of all images, "epochs", "batch_size", "lr", "weight_decay"}."""
+    steps = settings["steps"] or settings["epochs"] * -(-images // settings["batch_size"])
+    return TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"], ema=0.0,
+                          weight_decay=settings["weight_decay"], seed=seed)

@@ -1,0 +1,130 @@
+"""The three tasks over frozen features, on a handful of drawn images and untrained models."""
+
+import numpy as np
+import pytest
+import torch
+
+from dive_lib import backbones, few_shot, glyphs, paths, segmentation, sketch_retrieval, text_heads, vermouth_data
+from dive_lib.comparison_backbones import PixelFeatures
+from dive_lib.denoiser_features import DenoiserFeatures
+from dive_lib.denoisers import DiTDenoiser
+from dive_lib.image_encoder import Pixels
+from dive_lib.task_bench import Bench, training
+from dive_lib.task_features import Scales
+from tests import tiny
+from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
+
+MODEL = {"noise": "ddpm", "folder": "", "expert_folder": "", "text": "", "text_width": 16, "pooling": "projected",
+         "cached": True, "standardise": True, "batch": 16}
+HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
+        "batch_size": 8, "lr": 0.01, "weight_decay": 0.0}
+SOURCE = {"backbone": "dit", "t": 100, "group": "mid+up"}
+PIXELS = {"backbone": "pixels", "t": 0, "group": ""}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    folder = glyphs.export(tmp_path / "digits")
+    monkeypatch.setattr(paths, "data", lambda: folder)
+    vermouth_data.describe("x", vermouth_data.make_mini(tmp_path / "made", COUNTS, UNSEEN, 0), **SETTINGS)
+    own = {"dit": DenoiserFeatures(DiTDenoiser(tiny.dit(), Pixels4())), "pixels": PixelFeatures(4)}
+    monkeypatch.setattr(backbones, "load", lambda profile, name, **options: own[name])
+    return Bench("x", MODEL)
+
+
+class Pixels4(Pixels):
+    """Four channels of 8 x 8, as the tiny DiT takes."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(torch.cat([images, images[:, :1]], 1), 8)
+
+
+def test_features_are_standardised_by_the_training_images_and_the_same_without_a_cache(bench):
+    part = bench.data.digits
+    train = bench.scales(part.train, SOURCE)
+    (first, *_), _ = train.take(range(len(train)))
+    assert first.mean((0, 2, 3)).abs().max() < 1e-4 and (first.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    test = bench.scales(part.test, SOURCE, part.train)
+    assert test.statistics is train.statistics and test is bench.scales(part.test, SOURCE, part.train)
+    plain = [Scales(bench.backbone("dit"), part.test, t=100, group="mid+up", identity="", cache=cache)
+             for cache in (bench.cache, None)]
+    for one, other in zip(*(scales.take([0, 3])[0] for scales in plain)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="from a cache only"):
+        Scales(bench.backbone("dit"), part.test, t=100, group="mid+up", identity="", standardise=True)
+    with pytest.raises(ValueError, match="no stage or group 'up9'"):
+        bench.scales(part.test, SOURCE | {"group": "up9"})
+
+
+@pytest.mark.parametrize("source", [SOURCE, PIXELS])
+def test_few_shot_trials_are_repeatable(bench, source):
+    task = few_shot.FewShot(bench, bench.data.digits, HEAD)
+    first, again = (task.u_head(source, 2, 0) for _ in range(2))
+    assert first.dtype == bool and len(first) == 20 and (first == again).all()
+    assert len(task.u_head(source, 1, 0, fusion="adapter")) == 20
+    probe = {"backbone": source["backbone"], "t": 100, "group": source["group"], "side": 1, "strength": 0.1}
+    assert len(task.linear_probe(probe, 2, 0, "val")) == 10
+    assert few_shot.repeat(task.u_head, source, [1, 2], 2, "x")[2].shape == (2, 20)
+    rows = few_shot.compare(task.linear_probe, [probe, probe | {"strength": 1.0}], 2, 1, "x")
+    assert rows[0]["accuracy"] >= rows[1]["accuracy"]
+
+
+def test_a_network_from_scratch(bench):
+    task = few_shot.FewShot(bench, bench.data.digits, HEAD)
+    network = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4,
+               "lr": 0.01, "shift": 1}
+    assert (task.from_scratch(network, 1, 0) == task.from_scratch(network, 1, 0)).all()
+
+
+def test_labels_never_enter_the_condition(bench, monkeypatch):
+    """Every forward pass of the tasks runs under the empty condition."""
+    seen = []
+    original = DiTDenoiser.context
+    monkeypatch.setattr(DiTDenoiser, "context", lambda self, condition, batch: seen.append(condition) or original(
+        self, condition, batch))
+    few_shot.FewShot(bench, bench.data.digits, HEAD).u_head(SOURCE, 1, 0)
+    sketch_retrieval.SketchRetrieval(bench, bench.data.sketches["digits"], HEAD).frozen(SOURCE, "test", 1)
+    assert seen and set(seen) == {None}
+
+
+def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
+    part = bench.data.sketches["digits"]
+    task, labels = sketch_retrieval.SketchRetrieval(bench, part, HEAD), []
+    fit = text_heads.fit
+    monkeypatch.setattr(text_heads, "fit", lambda head, parts, *a, **k: labels.extend(parts) or fit(
+        head, parts, *a, **k))
+    head = task.train(SOURCE, 0, without=part.held_out)
+    for _, chosen, own in labels:
+        assert len(chosen) == len(own) and not {part.train.classes[c] for c in own.tolist()} & set(part.held_out)
+    row = task.evaluate(task.embed(head, SOURCE, "test"), "test")
+    assert row["queries"] == 5 and row["gallery"] == 10 and set(row["by_class"]) == set(range(5))
+    assert sketch_retrieval.compare([task], [SOURCE], 1)[0]["mAP"] > 0
+    assert sketch_retrieval.mean_rows([row, row])["by_seed"] == [row["mAP"]] * 2
+    assert [len(vectors) for vectors in sketch_retrieval.pixels(part.test, 4)] == [5, 10]
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "finest"])
+def test_segmentation_learns_seen_names_and_answers_all(bench, kind):
+    head = HEAD | {"kind": kind, "width": 8, "refine": 1}
+    task, images = segmentation.Segmentation(bench, head), bench.data.segmentation_tests["scenes/test"]
+    assert len(task.seen) == 61
+    counts = task.counts(task.train(PIXELS, 0), PIXELS, images)
+    assert counts.shape == (6, 3, 81) and counts[:, 2].sum() == 6 * 64 * 64
+    only = task.counts(task.train(PIXELS, 0), PIXELS, images, task.seen)
+    unseen = segmentation.groups(images)["unseen"]
+    assert only[:, 1, unseen].sum() == 0 and len(unseen) == 20
+    assert segmentation.compare(task, [PIXELS])[0]["mIoU"] >= 0
+
+
+def test_a_pyramid_head_joins_an_expert_and_doubles_its_map():
+    head = segmentation.PyramidHead([8, 4], [6], 5, width=8, refine=1)
+    out = head([torch.randn(2, 8, 2, 2), torch.randn(2, 4, 4, 4)], [torch.randn(2, 6, 8, 8)])
+    assert out.shape == (2, 5, 8, 8)
+    with pytest.raises(ValueError, match="choose pyramid or finest"):
+        segmentation.PyramidHead([8], [], 5, kind="fpn")
+
+
+def test_training_lengths():
+    assert training(HEAD, 100, 0).steps == 3
+    assert training(HEAD | {"steps": 0, "epochs": 2}, 17, 0).steps == 6
+    assert np.isclose(training(HEAD, 1, 0).lr, 0.01)
