@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dive_lib import paths
+from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -145,8 +145,9 @@ def classification_table(metrics: Mapping) -> str:
 
 
 def readme_tables(metrics: Mapping) -> str:
-    """What stands between the README's markers: detection, and classification where it was run."""
-    return "\n\n".join(filter(None, (results_table(metrics), classification_table(metrics))))
+    """What stands between the README's markers: detection, and classification and Vermouth where they were run."""
+    tables = results_table(metrics), classification_table(metrics), vermouth_report.table(metrics)
+    return "\n\n".join(filter(None, tables))
 
 
 def update_readme(readme_path: str | os.PathLike, metrics: Mapping) -> Path:

@@ -74,7 +74,8 @@ def pixels(part: SketchPart, side: int = 16) -> tuple[torch.Tensor, torch.Tensor
 
 
 def mean_rows(rows: Sequence[Mapping]) -> dict:
-    """The mean of the rows of several seeds; the interval is that of the first, `by_seed` holds every mAP."""
+    """The mean of the rows of several seeds, and of the bounds of their intervals; `by_seed` holds every mAP."""
     keys = ("mAP", "mAP_200", "AP_plain", "P_100")
+    bounds = [round(sum(row["mAP_ci95"][k] for row in rows) / len(rows), 4) for k in (0, 1)]
     return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
-            "by_seed": [row["mAP"] for row in rows]}
+            "mAP_ci95": bounds, "by_seed": [row["mAP"] for row in rows]}

@@ -1,0 +1,84 @@
+"""Vermouth's part of the report: its section of metrics.json and its table in the README."""
+
+from collections.abc import Mapping
+
+from dive_lib import vermouth_paper
+
+STAGES = ("features", "few_shot", "sketch_retrieval", "segmentation")
+"""Metrics files of the notebooks 16 to 19."""
+
+PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
+          "retrieval": ("mAP", "features as they are: photos of a sketch's class, mAP"),
+          "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU")}
+"""Granularity in the metrics of `16_features` -> its measure and the name of its row."""
+
+
+def section(parts: Mapping) -> dict:
+    """metrics["vermouth"] from the content of those metrics files that were written; without the paper's numbers."""
+    own = {name: {key: value for key, value in part.items() if key not in ("paper", "ablations")}
+           for name, part in parts.items() if name in STAGES[1:]}
+    if "features" in parts:
+        features = parts["features"]
+        own |= {"probe_best": features["probe_best"], "probe_control": features["control"],
+                "probe_backbones": features["backbones"]}
+    ablations = {name: parts[name]["ablations"] for name in STAGES if "ablations" in parts.get(name, {})}
+    return own | ({"ablations": ablations} if ablations else {})
+
+
+def rows(metrics: Mapping) -> list[dict]:
+    """Rows of the table from the content of metrics.json, {name, value, interval, beside, images, paper}.
+
+    Of several data sets the first is shown; the notebooks show all.
+    """
+    part, found = metrics.get("vermouth", {}), []
+    for granularity, (measure, name) in PROBES.items():
+        if "probe_best" not in part:
+            break
+        row, others = part["probe_best"][granularity], part["probe_backbones"]
+        copies = [f"{key.replace('_', ' ')} {own[granularity][measure]:.1f}" for key, own in others.items()
+                  if key.startswith("untrained")]
+        found.append({"name": f"{name} (t = {row['t']}, {row['stage']})", "value": row[measure],
+                      "interval": row[f"{measure}_ci95"], "beside": ", ".join(copies),
+                      "images": row.get("n_images", row.get("queries")), "paper": ""})
+    if "few_shot" in part:
+        (methods,) = [own for key, own in part["few_shot"].items() if key != "chosen"][:1]
+        most = max(methods["u_head"], key=int)
+        beside = [f"best linear probe {methods['linear_probe'][most]['accuracy']:.1f}",
+                  f"network from scratch {methods['from_scratch'][most]['accuracy']:.1f}"]
+        found.append(_row(f"few-shot classification, {most} shots", methods["u_head"][most], "accuracy", beside,
+                          f"{_mean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
+    if "sketch_retrieval" in part:
+        (methods,) = [own for key, own in part["sketch_retrieval"].items() if key != "chosen"][:1]
+        beside = [f"raw pixels {methods['pixels']['mAP']:.1f}", f"chance {methods['u_head']['chance']:.1f}"]
+        found.append(_row("sketch retrieval, unseen classes, mAP", methods["u_head"], "mAP", beside,
+                          f"{vermouth_paper.RETRIEVAL['Vermouth'][0]:.1f} ({vermouth_paper.RETRIEVAL_SETS[0]})"))
+    if "segmentation" in part:
+        (row,) = [own for key, own in part["segmentation"].items() if key != "chosen"][:1]
+        published = f"{vermouth_paper.SEGMENTATION['Vermouth'][0]:.1f} ({vermouth_paper.SEGMENTATION_SETS[0]})"
+        for kind in ("seen", "unseen"):
+            if f"mIoU_{kind}" in row:
+                beside = [f"{row['ratio']:.2f} of the seen ones"] if kind == "unseen" and "ratio" in row else []
+                found.append(_row(f"open-vocabulary segmentation, {kind} names, mIoU", row, f"mIoU_{kind}", beside,
+                                  published))
+    return found
+
+
+def table(metrics: Mapping) -> str:
+    """The README's Markdown table; empty where nothing of Vermouth was run."""
+    header = ["what the frozen model is asked", "percent [95 % interval]", "beside it", "images", "paper, other data"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in rows(metrics):
+        low, high = row["interval"]
+        cells = [row["name"], f"**{row['value']:.1f}** [{low:.1f}, {high:.1f}]", row["beside"], f"{row['images']:,}",
+                 row["paper"] or "\N{EN DASH}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -> dict:
+    return {"name": name, "value": row[measure], "interval": row[f"{measure}_ci95"], "beside": ", ".join(beside),
+            "images": row.get("n_images", row.get("queries")), "paper": paper}
+
+
+def _mean(values) -> float:
+    return sum(values) / len(values)
