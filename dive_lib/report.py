@@ -18,6 +18,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "DIVE, best search",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
+           "monitored_in_vocabulary": "gradient outside it, monitor inside",
            "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
 """Rows of the results table: key in metrics["detection"] -> name."""
 
