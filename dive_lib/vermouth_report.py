@@ -35,10 +35,11 @@ def rows(metrics: Mapping) -> list[dict]:
         if "probe_best" not in part:
             break
         row, others = part["probe_best"][granularity], part["probe_backbones"]
-        copies = [f"{key.replace('_', ' ')} {own[granularity][measure]:.1f}" for key, own in others.items()
-                  if key.startswith("untrained")]
-        found.append({"name": f"{name} (t = {row['t']}, {row['stage']})", "value": row[measure],
-                      "interval": row[f"{measure}_ci95"], "beside": ", ".join(copies),
+        backbone = next(key for key, own in others.items() if own[granularity] == row)
+        denoisers = [key for key in others if key.startswith("untrained_") or f"untrained_{key}" in others]
+        beside = [f"{_words(key)} {others[key][granularity][measure]:.1f}" for key in denoisers if key != backbone]
+        found.append({"name": f"{_words(backbone)}, {name} (t = {row['t']}, {row['stage']})", "value": row[measure],
+                      "interval": row[f"{measure}_ci95"], "beside": ", ".join(beside),
                       "images": row.get("n_images", row.get("queries")), "paper": ""})
     if "few_shot" in part:
         (methods,) = [own for key, own in part["few_shot"].items() if key != "chosen"][:1]
@@ -78,6 +79,10 @@ def table(metrics: Mapping) -> str:
 def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -> dict:
     return {"name": name, "value": row[measure], "interval": row[f"{measure}_ci95"], "beside": ", ".join(beside),
             "images": row.get("n_images", row.get("queries")), "paper": paper}
+
+
+def _words(backbone: str) -> str:
+    return backbone.replace("_", " ").replace("ldm", "LDM").replace("dit", "DiT")
 
 
 def _mean(values) -> float:
