@@ -37,7 +37,7 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
         return GreyResNetFeatures(classifiers.load(runs / "classifiers" / "resnet").to(device), side=16)
     if name in EXPERTS:
         found = expert.load(name, folder)
-        found.model.to(device)
+        found.network.to(device)
         return found
     if name == "stable_diffusion":
         denoiser = stable_diffusion.load(folder)

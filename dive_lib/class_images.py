@@ -54,11 +54,15 @@ class ClassImages:
         path = self.folder / self.names[index]
         try:
             with Image.open(path) as image:
-                pixels = centre_crop(image.convert("L" if self.channels == 1 else "RGB"), self.image_size)
+                pixels = self.fit(image.convert("L" if self.channels == 1 else "RGB"))
         except Exception as error:  # Pillow's decoders raise errors of many types for damaged files
             raise ClassFolderError(f"{shorten(path)}: cannot be decoded ({error}); replace or remove it") from None
         values = torch.from_numpy(pixels).float().view(self.image_size, self.image_size, self.channels)
         return values.permute(2, 0, 1) / 127.5 - 1
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """(S, S[, 3]) uint8 of a whole image."""
+        return centre_crop(image, self.image_size)
 
     def load_images(self, indices) -> torch.Tensor:
         """(B, C, S, S)."""

@@ -3,24 +3,24 @@
 Neither has a time step or a condition: both are accepted and ignored, so that one probe takes every backbone.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib.checkpoint import fingerprint, freeze
+from dive_lib.checkpoint import freeze
 from dive_lib.classifiers import ResNet
+from dive_lib.feature_backbone import FeatureBackbone
 
 
-class PixelFeatures:
+class PixelFeatures(FeatureBackbone):
     """The image itself, reduced by area to `side` x `side`: one stage, "pixels", of three channels.
 
     Averaged over the image it would be a mere colour, so a probe takes all pixels (`pool_side`).
     """
 
-    name, cross_stages = "raw pixels", ()
+    name = "raw pixels"
 
     def __init__(self, side: int = 16):
         self.side, self.pool_side, self.stages, self.channels = side, side, ("pixels",), {"pixels": 3}
@@ -33,14 +33,12 @@ class PixelFeatures:
     def features(self, images: torch.Tensor, t: int | Sequence[int] = 0, stages: Sequence[str] | None = None,
                  condition=None) -> dict[str, torch.Tensor]:
         """{"pixels": (B, 3, side, side)} for images (B, 3, H, W) in [-1, 1]; H and W at least `side`."""
-        _known(self, stages)
+        self.asked(stages)
         return {"pixels": F.interpolate(images, (self.side, self.side), mode="area")}
 
 
-class ResNetFeatures:
+class ResNetFeatures(FeatureBackbone):
     """The stages of a residual network trained here with labels, "layer0" (finest) to the last; frozen."""
-
-    cross_stages = ()
 
     def __init__(self, network: ResNet, name: str = "supervised ResNet"):
         self.network, self.name = freeze(network), name
@@ -53,20 +51,11 @@ class ResNetFeatures:
         """The three coarsest stages, coarse to fine: what a head takes when this network is its expert."""
         return tuple(reversed(self.stages))[:3]
 
-    @functools.cached_property
-    def weights(self) -> str:
-        """Hash of all weights."""
-        return fingerprint(*self.network.state_dict().values())
-
-    @property
-    def identity(self) -> dict:
-        return {"backbone": self.name, "weights": self.weights}
-
     @torch.no_grad()
     def features(self, images: torch.Tensor, t: int | Sequence[int] = 0, stages: Sequence[str] | None = None,
                  condition=None) -> dict[str, torch.Tensor]:
         """{stage: (B, C, h, w)} for images (B, 3, H, W) in [-1, 1]; ends after the last stage asked for."""
-        stages = _known(self, stages)
+        stages = self.asked(stages)
         kept, x = {}, images
         for stage, layer in zip(self.stages, self.layers):
             x = layer(x)
@@ -75,15 +64,6 @@ class ResNetFeatures:
             if len(kept) == len(set(stages)):
                 break
         return kept
-
-
-def _known(backbone, stages: Sequence[str] | None) -> tuple[str, ...]:
-    stages = backbone.stages if stages is None else tuple(stages)
-    unknown = [stage for stage in stages if stage not in backbone.stages]
-    if unknown or not stages:
-        raise ValueError(f"{backbone.name}: no stage {', '.join(unknown) or 'asked for'}; choose of "
-                         f"{', '.join(backbone.stages)}")
-    return stages
 
 
 def _stages(network: ResNet) -> list[nn.Sequential]:

@@ -10,13 +10,13 @@ stage is the output of a block after its down- or upsampler, as in Vermouth (pub
 channel for each token of the condition.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from dive_lib.checkpoint import fingerprint, freeze
+from dive_lib.feature_backbone import FeatureBackbone
 from dive_lib.feature_noise import Noise, noisy_latents, time_steps
 from dive_lib.position_attention import PositionAttention
 
@@ -59,14 +59,15 @@ class Denoiser(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
-class DenoiserFeatures:
+class DenoiserFeatures(FeatureBackbone):
     """The features of a denoiser under one noise mode. bf16: the passes run in bfloat16; features are float32.
 
     Clean latents of the latest batches stay in memory (LATENTS_KEPT), since probes ask for the same images at many t.
     """
 
     def __init__(self, denoiser: Denoiser, noise: Noise | None = None, *, bf16: bool = False):
-        self.denoiser, self.noise, self.bf16 = freeze(denoiser), noise or Noise(), bf16
+        self.denoiser = self.network = freeze(denoiser)
+        self.noise, self.bf16 = noise or Noise(), bf16
         self._clean: dict[str, torch.Tensor] = {}
         self.name = denoiser.name
         self.stages = tuple(denoiser.channels)
@@ -77,16 +78,10 @@ class DenoiserFeatures:
         """The same network under another noise mode."""
         return DenoiserFeatures(self.denoiser, noise, bf16=self.bf16)
 
-    @functools.cached_property
-    def weights(self) -> str:
-        """Hash of all weights."""
-        return fingerprint(*self.denoiser.state_dict().values())
-
     @property
     def identity(self) -> dict:
-        """Everything about the backbone that determines its features, as plain values."""
-        return {"backbone": self.name, "weights": self.weights, "noise": self.noise.to_dict(), "bf16": self.bf16,
-                "schedule": self.denoiser.schedule.config}
+        return super().identity | {"noise": self.noise.to_dict(), "bf16": self.bf16,
+                                   "schedule": self.denoiser.schedule.config}
 
     @torch.no_grad()
     def features(self, images: torch.Tensor, t: int | Sequence[int], stages: Sequence[str] | None = None,
@@ -97,11 +92,7 @@ class DenoiserFeatures:
         and cross-attention maps, by default all block outputs. condition: what the denoiser's `context` takes; None
         is the empty one. Raises ValueError for an unknown stage and for bad time steps.
         """
-        stages = self.stages if stages is None else tuple(stages)
-        unknown = [stage for stage in stages if stage not in self.channels]
-        if unknown or not stages:
-            raise ValueError(f"{self.name}: no stage {', '.join(unknown) or 'asked for'}; choose of "
-                             f"{', '.join((*self.stages, *self.cross_stages))}")
+        stages = self.asked(stages)
         times = time_steps(t, self.noise, self.denoiser.schedule.steps)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             context = self.denoiser.context(condition, len(images))

@@ -15,11 +15,13 @@ from PIL import Image, ImageFilter
 
 from dive_lib.class_images import write_image
 from dive_lib.files import write_json, write_text
+from dive_lib.glyphs import stretch
 from dive_lib.progress import Progress
 from dive_lib.scenes import CLASSES, COLOURS, SIZE, SceneObject, render
 
 KINDS = ("photo", "sketch")
 SHIFT = 4  # pixels by which a digit may stand off the middle, in each direction
+INKED = 0.38  # ink of a glyph above which a pixel belongs to a stroke
 SPLIT_FILE = "split_zhou_Digits.json"
 
 
@@ -39,7 +41,7 @@ def draw_sketch(digit: int, glyphs: np.ndarray, labels: np.ndarray, rng: np.rand
     glyph = glyphs[rng.choice(np.flatnonzero(labels == digit))]
     x1, y1, x2, y2 = _box(digit, rng)
     canvas = np.zeros((SIZE, SIZE), bool)
-    canvas[y1:y2, x1:x2] = thin(_filled(glyph, x2 - x1, y2 - y1))
+    canvas[y1:y2, x1:x2] = thin(stretch(glyph, x2 - x1, y2 - y1) > INKED)
     lines = Image.fromarray((255 * canvas).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
     ink = (np.asarray(lines) / 255 * 2.4).clip(0, 1)
     board, chalk = rng.uniform(0.0, 0.1), rng.uniform(0.8, 1.0)
@@ -116,10 +118,3 @@ def _box(digit: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     x, y = (int(np.clip((SIZE - side) // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, SIZE - side))
             for side in (width, height))
     return x, y, x + width, y + height
-
-
-def _filled(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Where an 8 x 8 glyph, cropped to its strokes, has ink in a box of the given size: (height, width) bool."""
-    rows, columns = np.flatnonzero((glyph > 0.2).any(1)), np.flatnonzero((glyph > 0.2).any(0))
-    crop = glyph[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.float32)
-    return np.asarray(Image.fromarray(crop).resize((width, height), Image.BICUBIC)) > 0.38

@@ -12,7 +12,6 @@ The published classification code leaves ResNet's batch normalisation in trainin
 expert is frozen with its stored statistics. Block outputs are taken before the final layer norm.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dive_lib import checkpoint, paths
+from dive_lib.feature_backbone import FeatureBackbone
 from dive_lib.text_targets import need_files, read_pretrained
 
 FILES = ("config.json", "model.safetensors")
@@ -54,37 +54,19 @@ def load(kind: str, folder: Path | str, *, sides: Sequence[int] = (4, 8, 16, 32)
     return ResNet18Expert(model) if kind == "resnet18" else VitExpert(model, kind, sides)
 
 
-class ImageNetExpert:
-    """What both kinds share: ImageNet's normalisation, and the signature of a backbone without time steps."""
-
-    cross_stages = ()
-    name: str
-    stages: tuple[str, ...]
-    channels: dict[str, int]
-    model: nn.Module
+class ImageNetExpert(FeatureBackbone):
+    """What both kinds share: ImageNet's normalisation."""
 
     @property
     def joins(self) -> tuple[str, ...]:
         """Stages for the head, coarse to fine."""
         return self.stages
 
-    @functools.cached_property
-    def weights(self) -> str:
-        """Hash of all weights."""
-        return checkpoint.fingerprint(*self.model.state_dict().values())
-
-    @property
-    def identity(self) -> dict:
-        return {"backbone": self.name, "weights": self.weights}
-
     @torch.no_grad()
     def features(self, images: torch.Tensor, t: int | Sequence[int] = 0, stages: Sequence[str] | None = None,
                  condition=None) -> dict[str, torch.Tensor]:
         """{stage: (B, C, h, w)} for images (B, 3, H, W) in [-1, 1]; t and condition are ignored."""
-        stages = self.stages if stages is None else tuple(stages)
-        unknown = [stage for stage in stages if stage not in self.channels]
-        if unknown:
-            raise ValueError(f"{self.name}: no stage {', '.join(unknown)}; choose of {', '.join(self.stages)}")
+        stages = self.asked(stages)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         maps = self.maps(((images + 1) / 2 - mean) / std)
         return {stage: maps[stage] for stage in stages}
@@ -100,13 +82,13 @@ class ResNet18Expert(ImageNetExpert):
     name = "ResNet-18"
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        self.network = model
         widths = model.config.hidden_sizes
         self.stages = ("layer4", "layer3", "layer2")
         self.channels = dict(zip(self.stages, reversed(widths[1:])))
 
     def maps(self, normalised: torch.Tensor) -> dict[str, torch.Tensor]:
-        hidden = self.model(normalised, output_hidden_states=True).hidden_states  # stem, then layers 1 to 4
+        hidden = self.network(normalised, output_hidden_states=True).hidden_states  # stem, then layers 1 to 4
         return {f"layer{k}": hidden[k] for k in (4, 3, 2)}
 
 
@@ -114,7 +96,7 @@ class VitExpert(ImageNetExpert):
     """model: transformers' ViTModel or Dinov2Model, of 12 blocks; class token removed. sides: coarse to fine."""
 
     def __init__(self, model: nn.Module, name: str, sides: Sequence[int] = (4, 8, 16, 32)):
-        self.model, self.name, self.sides = model, name, tuple(sides)
+        self.network, self.name, self.sides = model, name, tuple(sides)
         layers = model.config.num_hidden_layers
         if layers <= max(BLOCKS) or len(sides) != len(BLOCKS):
             raise ValueError(f"{name}: needs more than {max(BLOCKS)} blocks and {len(BLOCKS)} sides, got {layers} and "
@@ -129,8 +111,8 @@ class VitExpert(ImageNetExpert):
     def maps(self, normalised: torch.Tensor) -> dict[str, torch.Tensor]:
         resized = F.interpolate(normalised, (VIT_SIDE, VIT_SIDE), mode="bicubic", antialias=True)
         keywords = {"interpolate_pos_encoding": True} if self.name == "dino" else {}
-        hidden = self.model(resized, output_hidden_states=True, **keywords).hidden_states  # embeddings, then blocks
-        grid = VIT_SIDE // self.model.config.patch_size
+        hidden = self.network(resized, output_hidden_states=True, **keywords).hidden_states  # embeddings, then blocks
+        grid = VIT_SIDE // self.network.config.patch_size
         maps = {}
         for stage, side in zip(self.stages, self.sides):
             tokens = hidden[int(stage.removeprefix("block")) + 1][:, 1:]

@@ -26,7 +26,6 @@ class FewShot:
         self.bench, self.part, self.head = bench, part, dict(head)
         self.text = bench.text(part.classes)
         self._pooled: dict = {}
-        self._pixels: dict = {}
 
     def u_head(self, source: Mapping, shots: int, draw: int, split: str = "test", **changed) -> np.ndarray:
         """(n,) bool: which images of a split a head answers rightly. source: see `Bench.scales`; changed: of `head`."""
@@ -65,7 +64,7 @@ class FewShot:
             train(model, loss_of, config, scratch=paths.scratch() / "few_shot", label="from scratch",
                   identity=fingerprint(images, labels, own, network["shift"]))
         classifiers.calibrate(model, lambda index: images[index], len(labels), batch=network["batch_size"])
-        tested = self._loaded(split)
+        tested = self.bench.pixels(getattr(self.part, split))
         answers = classifiers.predict(model, lambda index: tested[index].to(device()), len(tested))
         return np.array(answers) == getattr(self.part, split).labels.numpy()
 
@@ -75,12 +74,6 @@ class FewShot:
             scales = self.bench.scales(getattr(self.part, split), source, None if split == "train" else self.part.train)
             self._pooled[key] = text_heads.pooled(scales, source["side"])
         return self._pooled[key]
-
-    def _loaded(self, split: str) -> torch.Tensor:
-        if split not in self._pixels:
-            images = getattr(self.part, split)
-            self._pixels[split] = images.load_images(range(len(images)))
-        return self._pixels[split]
 
 
 def compare(trial, candidates: Sequence[Mapping], shots: int, draws: int, label: str, split: str = "val") -> list[dict]:

@@ -88,6 +88,14 @@ def load(directory: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return (levels[mine] / LEVELS).astype(np.float32), labels[mine]
 
 
+def stretch(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A glyph (8, 8) in [0, 1], cropped to its strokes and resized bicubically, which may leave [0, 1] a little:
+    (height, width) float32."""
+    rows, columns = np.flatnonzero((glyph > 0.2).any(1)), np.flatnonzero((glyph > 0.2).any(0))
+    crop = glyph[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.float32)
+    return np.asarray(Image.fromarray(crop).resize((width, height), Image.BICUBIC))
+
+
 def _to_atlas(glyphs: np.ndarray) -> np.ndarray:
     """(n, 8, 8) to one image, `COLUMNS` glyphs per line; unused places are 0."""
     rows = -(-len(glyphs) // COLUMNS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
+from pycocotools.coco import COCO
 
 from dive_lib.dataset import Dataset
 from dive_lib.image_runs import collect
@@ -59,22 +59,14 @@ def label_maps(data: Dataset, image_ids: list[int]) -> torch.Tensor:
     for entry in data.annotations("test")["annotations"]:
         if entry["image_id"] in annotations:
             annotations[entry["image_id"]].append(entry)
-    maps = []
+    maps, reader = [], COCO()
     for image_id in image_ids:
         width, height = data.test.original_size(data.test.index_of(image_id))
+        reader.imgs[image_id] = {"width": width, "height": height}
         values = np.zeros((height, width), dtype=np.int64)
         for entry in sorted(annotations[image_id], key=lambda e: -e["area"]):
-            values[_mask(entry["segmentation"], height, width)] = -1 if entry["iscrowd"] else \
+            values[reader.annToMask(entry) == 1] = -1 if entry["iscrowd"] else \
                 1 + classes[entry["category_id"]]
         rows, columns = (((np.arange(side) + 0.5) * length / side).astype(int) for length in (height, width))
         maps.append(torch.from_numpy(values[rows][:, columns]))
     return torch.stack(maps)
-
-
-def _mask(segmentation, height: int, width: int) -> np.ndarray:
-    """(height, width) bool of a COCO segmentation: polygons, or run lengths, compressed or not."""
-    if isinstance(segmentation, list):
-        segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = rle.frPyObjects(segmentation, height, width)
-    return rle.decode(segmentation).astype(bool)

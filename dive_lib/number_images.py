@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dive_lib.class_images import write_image
+from dive_lib.glyphs import stretch
 from dive_lib.progress import Progress
 
 CLASSES = tuple(f"{number:02d}" for number in range(100))
@@ -27,7 +28,7 @@ def draw(number: int, glyphs: np.ndarray, labels: np.ndarray, rng: np.random.Gen
         width = int(rng.integers(3, 5) if digit == 1 else rng.integers(6, 8))
         x = int(rng.integers(left, right - width + 1))
         glyph = glyphs[rng.choice(np.flatnonzero(labels == digit))]
-        canvas[top:top + height, x:x + width] = _strokes(glyph, width, height)
+        canvas[top:top + height, x:x + width] = ((stretch(glyph, width, height) - 0.1) * 1.4).clip(0, 1)
     canvas = paper + (ink - paper) * canvas + rng.normal(0, NOISE, canvas.shape)
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
 
@@ -49,10 +50,3 @@ def write_split(root: Path | str, split: str, glyphs: np.ndarray, labels: np.nda
                     write_image(path, draw(number, glyphs, labels, rng))
                 progress.update()
     return folder
-
-
-def _strokes(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
-    """An 8 x 8 glyph, cropped to its strokes, as ink (height, width) in [0, 1]."""
-    rows, columns = np.flatnonzero((glyph > 0.2).any(1)), np.flatnonzero((glyph > 0.2).any(0))
-    crop = glyph[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.float32)
-    return ((np.asarray(Image.fromarray(crop).resize((width, height), Image.BICUBIC)) - 0.1) * 1.4).clip(0, 1)

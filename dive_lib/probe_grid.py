@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dive_lib import probes
-from dive_lib.classification_results import bootstrap_interval, evaluate_correct
+from dive_lib.classification_results import evaluate_correct, paired_difference
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import ProbeData
 from dive_lib.task_metrics import evaluate_segmentation
@@ -67,7 +67,7 @@ def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamp
     if cell.granularity == "retrieval":
         parts = data.sketches["test"], data.gallery["test"], data.sketches["val"], data.gallery["val"]
         asked, found, *seen = (m[cell.stage] for m in _take(backbone, cell.t, [cell.stage], cache, 1, *parts))
-        result = probes.retrieve(asked, parts[0].labels, found, parts[1].labels, tuple(map(probes.pooled, seen)),
+        result = probes.retrieve(asked, parts[0].labels, found, parts[1].labels, tuple(seen),
                                  resamples=resamples, seed=seed)
         return row | {key: result[key] for key in RETRIEVAL_KEYS}
     train, test = data.scenes["train"], data.scenes["test"]
@@ -81,9 +81,7 @@ def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamp
 
 def paired(row: dict, reference: dict, *, resamples: int = 1000, seed: int = 0) -> dict:
     """Difference of two classification rows on the same test images, with its interval."""
-    difference = 100.0 * (np.asarray(row["correct"], dtype=float) - np.asarray(reference["correct"], dtype=float))
-    interval = bootstrap_interval(difference, resamples=resamples, seed=seed)
-    return {"difference": round(float(difference.mean()), 4), "difference_ci95": [round(b, 4) for b in interval]}
+    return paired_difference(row["correct"], reference["correct"], resamples=resamples, seed=seed)
 
 
 def _take(backbone, t: int, stages: Sequence[str], cache: FeatureCache, side: int, *parts) -> list[dict]:

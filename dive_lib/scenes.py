@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from dive_lib.files import write_json
+from dive_lib.glyphs import stretch
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {"red": (235, 60, 55), "orange": (245, 150, 40), "yellow": (240, 225, 70), "green": (75, 205, 80),
@@ -78,7 +79,7 @@ def render(objects: list[SceneObject], glyphs: np.ndarray, rng: np.random.Genera
     for i in rng.permutation(len(objects)):
         item = objects[i]
         x1, y1, x2, y2 = item.box_xyxy
-        ink = _ink(glyphs[item.glyph], x2 - x1, y2 - y1)[..., None]
+        ink = ((stretch(glyphs[item.glyph], x2 - x1, y2 - y1) - 0.15) * 1.6).clip(0, 1)[..., None]
         colour = np.array(COLOURS[item.colour]) / 255 * rng.uniform(0.85, 1.0)
         stripes = 1 - rng.uniform(0, 0.2) * (0.5 + 0.5 * np.sin(rng.uniform(0.4, 1.2) * np.arange(y2 - y1)))
         patch = canvas[y1:y2, x1:x2]
@@ -89,14 +90,6 @@ def render(objects: list[SceneObject], glyphs: np.ndarray, rng: np.random.Genera
         masks[i][y1:y2, x1:x2] = visible
     canvas = canvas + rng.normal(0, 0.01, canvas.shape)
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8), masks
-
-
-def _ink(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
-    """An 8 x 8 glyph, cropped to its strokes, as opacity of a box of the given size: (height, width) in [0, 1]."""
-    rows, columns = np.flatnonzero((glyph > 0.2).any(1)), np.flatnonzero((glyph > 0.2).any(0))
-    crop = glyph[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.float32)
-    image = Image.fromarray(crop).resize((width, height), Image.BICUBIC)
-    return ((np.asarray(image) - 0.15) * 1.6).clip(0, 1)
 
 
 def caption(objects: list[SceneObject]) -> str:

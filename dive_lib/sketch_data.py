@@ -31,15 +31,8 @@ LAYOUT = "It must hold sketch/<class>/ and photo/<class>/ with images, seen.txt 
 class WholeImages(ClassImages):
     """Images resized to a square as a whole, not cropped, as Vermouth's retrieval does."""
 
-    def load_image(self, index: int) -> torch.Tensor:
-        path = self.folder / self.names[index]
-        try:
-            with Image.open(path) as image:
-                resized = image.convert("RGB").resize((self.image_size, self.image_size), Image.BICUBIC)
-                pixels = np.array(resized)
-        except Exception as error:  # Pillow's decoders raise errors of many types for damaged files
-            raise ClassFolderError(f"{shorten(path)}: cannot be decoded ({error}); replace or remove it") from None
-        return torch.from_numpy(pixels).float().permute(2, 0, 1) / 127.5 - 1
+    def fit(self, image: Image.Image) -> np.ndarray:
+        return np.array(image.resize((self.image_size, self.image_size), Image.BICUBIC))
 
 
 @dataclass

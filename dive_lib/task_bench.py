@@ -27,6 +27,7 @@ class Bench:
             AttributeWords(model["text_width"])
         self._backbones: dict = {}
         self._scales: dict = {}
+        self._pixels: dict = {}
 
     def backbone(self, name: str):
         if name not in self._backbones:
@@ -45,13 +46,15 @@ class Bench:
             self._scales[key] = Scales(
                 self.backbone(source["backbone"]), images, t=source["t"], group=source["group"],
                 identity=vermouth_data.identity(self.data, images), cache=self.cache, expert=expert,
-                standardise=self.model["standardise"],
+                pixels=self.pixels(images) if self.cache else None, standardise=self.model["standardise"],
                 like=self.scales(like, source) if like is not None and self.model["standardise"] else None)
         return self._scales[key]
 
-    def forget(self) -> None:
-        """Frees the features in memory; those on disk stay."""
-        self._scales.clear()
+    def pixels(self, images) -> torch.Tensor:
+        """(n, 3, S, S) all images of a split, decoded once."""
+        if id(images) not in self._pixels:
+            self._pixels[id(images)] = images.load_images(range(len(images)))
+        return self._pixels[id(images)]
 
     def text(self, names: Sequence[str]) -> torch.Tensor:
         """(K, d) unit vectors of class names."""

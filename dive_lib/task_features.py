@@ -17,6 +17,7 @@ from dive_lib.first_stage import device
 class Scales:
     """Features of some images. images: with `load_images` and a length. group: a group of stages of a denoiser, the
     name of one stage, or "" for all stages as they are. cache: FeatureCache, or None to compute every batch anew.
+    pixels: all images, where they are decoded already.
 
     expert: a backbone whose `joins` are joined. identity: what the images are (see `vermouth_data.identity`).
     standardise: cached channels get mean 0 and deviation 1 over all images and places, which small heads need; like:
@@ -24,7 +25,8 @@ class Scales:
     """
 
     def __init__(self, backbone, images, *, t: int, group: str, identity: str, cache: FeatureCache | None = None,
-                 expert=None, standardise: bool = False, like: "Scales | None" = None):
+                 pixels: torch.Tensor | None = None, expert=None, standardise: bool = False,
+                 like: "Scales | None" = None):
         self.backbone, self.images, self.t, self.group, self.expert = backbone, images, t, group, expert
         self.stages = stages_of(backbone, group)
         self.joins = () if expert is None else tuple(expert.joins)[:count(backbone, group)]
@@ -32,7 +34,7 @@ class Scales:
                                     len(images), standardise, like.identity if like else "")
         self.maps: tuple[list, list] | None = None
         if cache is not None:
-            pixels = images.load_images(range(len(images)))
+            pixels = images.load_images(range(len(images))) if pixels is None else pixels
             own = cache.features(backbone, pixels, t, self.stages)
             adapted = cache.features(expert, pixels, 0, self.joins) if expert else {}
             self.maps = self._arrange(own, adapted)

@@ -1,6 +1,7 @@
 """Vermouth's part of the report: its section of metrics.json and its table in the README."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from dive_lib import vermouth_paper
 
@@ -47,7 +48,7 @@ def rows(metrics: Mapping) -> list[dict]:
         beside = [f"best linear probe {methods['linear_probe'][most]['accuracy']:.1f}",
                   f"network from scratch {methods['from_scratch'][most]['accuracy']:.1f}"]
         found.append(_row(f"few-shot classification, {most} shots", methods["u_head"][most], "accuracy", beside,
-                          f"{_mean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
+                          f"{fmean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
     if "sketch_retrieval" in part:
         (methods,) = [own for key, own in part["sketch_retrieval"].items() if key != "chosen"][:1]
         beside = [f"raw pixels {methods['pixels']['mAP']:.1f}", f"chance {methods['u_head']['chance']:.1f}"]
@@ -83,7 +84,3 @@ def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -
 
 def _words(backbone: str) -> str:
     return backbone.replace("_", " ").replace("ldm", "LDM").replace("dit", "DiT")
-
-
-def _mean(values) -> float:
-    return sum(values) / len(values)

@@ -70,11 +70,18 @@ def test_label_maps_are_the_scenes_masks(scenes):
         assert set(own.unique().tolist()) == classes | {0}
 
 
-@pytest.mark.parametrize("segmentation, expected", [
-    ([[0, 0, 4, 0, 4, 2, 0, 2]], 8), ({"size": [4, 6], "counts": [0, 8, 16]}, 8)])
-def test_polygons_and_plain_run_lengths_are_read(segmentation, expected):
-    mask = layout_conditions._mask(segmentation, 4, 6)
-    assert mask.shape == (4, 6) and mask.sum() == expected
+@pytest.mark.parametrize("segmentation", [[[8, 4, 24, 4, 24, 20, 8, 20]], {"size": [64, 64], "counts": "runs"}])
+def test_polygons_and_plain_run_lengths_are_read(scenes, monkeypatch, segmentation):
+    expected = torch.zeros(64, 64, dtype=torch.long)
+    expected[4:20, 8:24] = 3
+    if isinstance(segmentation, dict):  # column by column: first those outside the box
+        columns = (expected.T.flatten() > 0).int()
+        counts = torch.unique_consecutive(columns, return_counts=True)[1]
+        segmentation = segmentation | {"counts": counts.tolist()}
+    (image_id,) = ids = scenes.subsets["evaluation"][:1]
+    entry = {"image_id": image_id, "category_id": 3, "iscrowd": 0, "area": 256, "segmentation": segmentation}
+    monkeypatch.setattr(type(scenes), "annotations", lambda self, split: {"annotations": [entry]})
+    assert torch.equal(layout_conditions.label_maps(scenes, ids)[0], expected)
 
 
 def test_inverted_layouts_come_from_a_detection_run(tmp_path):

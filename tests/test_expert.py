@@ -38,7 +38,7 @@ def test_maps_coarse_to_fine(loaded):
 
 def test_is_frozen_and_does_not_depend_on_the_batch(loaded):
     _, own = loaded
-    assert not own.model.training and not any(p.requires_grad for p in own.model.parameters())
+    assert not own.network.training and not any(p.requires_grad for p in own.network.parameters())
     whole = own.features(images())
     alone = own.features(images()[1:])
     for stage in own.stages:
@@ -57,7 +57,7 @@ def test_blocks_are_the_published_ones(tmp_path):
     own = expert.load("dinov2", stand_ins.vit(tmp_path))
     kept = {}
     for k in expert.BLOCKS:
-        own.model.encoder.layer[k].register_forward_hook(lambda m, i, o, k=k: kept.update(
+        own.network.encoder.layer[k].register_forward_hook(lambda m, i, o, k=k: kept.update(
             {k: o[0] if isinstance(o, tuple) else o}))
     maps = own.features(images())
     assert torch.equal(maps["block2"].mean((2, 3)).shape and maps["block5"],
