@@ -139,6 +139,7 @@ def classification_table(metrics: Mapping) -> str:
     for row in classification_rows(metrics):
         low, high = row["accuracy_ci95"]
         cost = f"{row['forward_equivalents']:,.0f}" if "forward_equivalents" in row else "1"
+        cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
         cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", cost, paper]
         lines.append("| " + " | ".join(cells) + " |")
