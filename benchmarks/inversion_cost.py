@@ -42,8 +42,9 @@ def main(arguments: list[str] | None = None) -> dict:
     return measure.save("inversion_cost", chosen, rows, folder=options.out)
 
 
-def load(profile: str, settings: dict, inversion: dict, images: int) -> tuple[detections.Runner, list[int]]:
-    """The frozen models of a profile with its objective, and ids of validation images."""
+def load(profile: str, settings: dict, inversion: dict, images: int,
+         runner: type[detections.Runner] = detections.Runner) -> tuple[detections.Runner, list[int]]:
+    """The frozen models of a profile with its objective, as a `runner`, and ids of validation images."""
     data, runs = dataset.load(profile), paths.runs(profile)
     ids = data.subsets["tuning"][:images]
     spec = detections.make_spec(
@@ -51,7 +52,7 @@ def load(profile: str, settings: dict, inversion: dict, images: int) -> tuple[de
         first_stage=str(runs / "first_stage"), layout_ldm=str(runs / "layout_ldm"),
         prior=[str(runs / "layout_prior")], inversion=inversion,
         objective={"weight": settings["prior_weight"], "reduction": settings["reduction"]})
-    return detections.Runner(spec), ids
+    return runner(spec), ids
 
 
 def loop_rows(objective: Objective, latents: torch.Tensor, inversion: dict, options: argparse.Namespace) -> list[dict]:

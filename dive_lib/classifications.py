@@ -6,7 +6,8 @@ enumerate   the Diffusion Classifier: every class on every pair
 eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination`)
 invert      DIVE, Algorithm 1: the settings of `InversionConfig`; lr_std in place of lr is the rate in standard
             deviations of the vocabulary, on which a good rate depends (published: about a half)
-shortlist   a few classes by one gradient, then elimination: rank_pairs, size, keep, pairs
+shortlist   a few classes by one gradient, then elimination: rank_pairs, size, keep, pairs; read: whether the
+            gradient is read by a fitted `gradient_shortlist.LossReading` (`learn_reading`)
 
     python -m dive_lib.classifications FOLDER --shard 0/2
 """
@@ -19,24 +20,27 @@ import torch
 
 from dive_lib import checkpoint, dit, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
-from dive_lib.class_images import read_split
+from dive_lib.class_images import ClassImages, read_split
 from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate
 from dive_lib.first_stage import device
-from dive_lib.gradient_shortlist import classify_by_shortlist
+from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
 from dive_lib.inversion import fixed_pairs, invert
 from dive_lib.inversion_config import InversionConfig
 from dive_lib.inversion_result import Inverted, Step
-from dive_lib.objective import Cost, Objective
+from dive_lib.objective import Cost, Objective, Pairs
 
-METHODS = {"enumerate": set(), "eliminate": {"keep", "pairs"}, "shortlist": {"rank_pairs", "size", "keep", "pairs"}}
+METHODS = {"enumerate": set(), "eliminate": {"keep", "pairs"},
+           "shortlist": {"read", "rank_pairs", "size", "keep", "pairs"}}
 """Settings of each method; "invert" takes those of InversionConfig."""
+FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
+"""What a reading must share with the run that uses it."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
-              classes: list[int] = (), batch: int = 50, seed: int = 0) -> dict:
+              classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0) -> dict:
     """Describes a run. model: folder of a DiT. method: {"method": name, settings ...}. pairs: t_low, t_high and
     t_interval of the timesteps. classes: the only ones that are possible, for which images of others make no sense;
-    all by default."""
+    all by default. reading: folder of `learn_reading`, for a shortlist that is read."""
     settings = {key: value for key, value in method.items() if key != "method"}
     name = method.get("method")
     if name == "invert":
@@ -44,12 +48,35 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     elif name not in METHODS or set(settings) != METHODS[name]:
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
+    if settings.get("read") and not reading:
+        raise ValueError(f"classification {method}: a shortlist that is read needs the folder of `learn_reading`")
+    known = {"reading": paths.shorten(reading), "reading_weights": _weights(reading)} if settings.get("read") else {}
+    images = data.digests.get(split) or _files(getattr(data, split), image_ids)
     return {"root": paths.shorten(data.root), "folder": data.names[split], "image_size": data.test.image_size,
-            "channels": data.test.channels, "images": data.digests[split], "encoder": data.encoder,
+            "channels": data.test.channels, "images": images, "encoder": data.encoder,
             "encoder_weights": image_encoder.fingerprint(data.encoder), "model": paths.shorten(model),
-            "model_weights": checkpoint.fingerprint(Path(model) / "weights.safetensors"), "method": name,
+            "model_weights": _weights(model), **known, "method": name,
             "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
             "image_ids": list(image_ids)}
+
+
+def learn_reading(directory: Path | str, spec: dict, results: list[dict], rank_pairs: int, strength: float) -> Cost:
+    """Fits a `LossReading` and writes it; returns what that took, with the enumeration of its images.
+
+    spec, results: of an "enumerate" run, best on training images; their labels are not looked at. rank_pairs: number of
+    pairs on which gradients are taken, as in the methods that will use it. strength: of ridge's penalty.
+    """
+    runner = Runner(spec)
+    ids = [result["image_id"] for result in results]
+    batches = [ids[k:k + spec["batch"]] for k in range(0, len(ids), spec["batch"])]
+    pairs = runner.spread(rank_pairs)
+    gradients = torch.cat([class_gradients(runner.objective, runner.latents(part), pairs) for part in batches])
+    reading = fit_reading(gradients, torch.tensor([result["errors"] for result in results]), strength)
+    checkpoint.save_model(directory, reading, {
+        "pairs": rank_pairs, "width": gradients.shape[2], "classes": len(runner.classes), "images": len(ids),
+        "strength": strength, "fitted": {key: spec[key] for key in FITTED}})
+    passes = rank_pairs * len(ids)
+    return sum((Cost.from_dict(result["cost"]) for result in results), Cost(forward=passes, backward=passes))
 
 
 def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "classification") -> list[dict]:
@@ -62,8 +89,8 @@ class Runner:
 
     def __init__(self, spec: dict):
         self.spec = spec
-        weights = checkpoint.fingerprint(paths.ROOT / spec["model"] / "weights.safetensors")
-        if weights != spec["model_weights"] or image_encoder.fingerprint(spec["encoder"]) != spec["encoder_weights"]:
+        if _weights(spec["model"]) != spec["model_weights"] or \
+                image_encoder.fingerprint(spec["encoder"]) != spec["encoder_weights"]:
             raise ValueError(f"{spec['model']} or {spec['encoder'] or 'pixels'}: the weights have changed since the "
                              "run was described; describe it anew")
         self.images = read_split(paths.ROOT / spec["root"], spec["folder"], image_size=spec["image_size"],
@@ -77,6 +104,7 @@ class Runner:
             settings["lr"] = settings.pop("lr_std") * model.vocabulary.std
         self.config = InversionConfig(**settings, **spec["pairs"], seed=spec["seed"])
         self.pairs = fixed_pairs(self.objective, self.config)
+        self.reading = self._load_reading() if "reading" in spec else None
 
     def latents(self, image_ids: list[str]) -> torch.Tensor:
         """(B, C, h, w) what the model diffuses."""
@@ -117,10 +145,23 @@ class Runner:
     def shortlist(self, latents: torch.Tensor) -> list[dict]:
         settings = dict(self.spec["settings"])
         rank, size = settings.pop("rank_pairs"), settings.pop("size")
-        ranking = self.pairs[Elimination((1,), (rank,)).stages(len(self.pairs))[0].to(latents.device)]
+        settings.pop("read")
         size = min(size, len(self.classes))
-        return _described(classify_by_shortlist(self.objective, latents, ranking, self.pairs, size,
-                                                Elimination(**settings)))
+        return _described(classify_by_shortlist(self.objective, latents, self.spread(rank), self.pairs, size,
+                                                Elimination(**settings), self.reading))
+
+    def spread(self, count: int) -> Pairs:
+        """So many of the pairs, evenly spread."""
+        return self.pairs[Elimination((1,), (count,)).stages(len(self.pairs))[0].to(self.pairs.t.device)]
+
+    def _load_reading(self) -> LossReading:
+        folder, rank = paths.ROOT / self.spec["reading"], self.spec["settings"]["rank_pairs"]
+        fitted = checkpoint.load_config(folder)
+        if _weights(folder) != self.spec["reading_weights"] or fitted["pairs"] != rank or \
+                any(fitted["fitted"][key] != self.spec[key] for key in FITTED):
+            raise ValueError(f"{self.spec['reading']}: fitted for another model, or for other pairs than the {rank} of "
+                             "this run; fit it anew")
+        return load_reading(folder).restricted(self.classes).to(device())
 
     def invert(self, latents: torch.Tensor) -> list[dict]:
         rows = []
@@ -150,6 +191,16 @@ class Runner:
         tokens = torch.stack([step.tokens[:, 0, 0].cpu() for step in steps], dim=1)
         return [{"image_id": image_id, "embeddings": moved[k], "classes": [self.classes[t] for t in tokens[k].tolist()]}
                 for k, image_id in enumerate(image_ids)]
+
+
+def _weights(folder: Path | str) -> str:
+    return checkpoint.fingerprint(paths.ROOT / folder / "weights.safetensors")
+
+
+def _files(images: ClassImages, image_ids: list[str]) -> str:
+    """A fingerprint of the names and bytes of some images."""
+    names = [images.names[images.index_of(image_id)] for image_id in image_ids]
+    return checkpoint.fingerprint(names, *[images.folder / name for name in names])
 
 
 def _described(results: list[Classified]) -> list[dict]:

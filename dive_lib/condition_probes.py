@@ -5,16 +5,14 @@ Rows of one table are probed on the same images with the same split. "leaks": th
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from dive_lib import layout_conditions, probes, stage_groups
-from dive_lib.class_data import ClassData
 from dive_lib.classification_results import evaluate_correct
 from dive_lib.dataset import Dataset, subset_ids
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.feature_noise import Noise
-from dive_lib.probe_data import Labelled, ProbeData
+from dive_lib.probe_data import ProbeData
 from dive_lib.probe_grid import MAP_SIDE, PIXELS, paired
 from dive_lib.task_metrics import evaluate_segmentation
 
@@ -78,25 +76,19 @@ def text_features(backbone, t: int, stage: str, texts: Mapping[str, Mapping[str,
                    for split, part in data.photos.items()} for kind in texts}
 
 
-def label_features(backbone, t: int, stage: str, data: ClassData, per_class: int, cache: FeatureCache, *,
-                   seed: int) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Features of a class-conditional DiT under no class, a constant one, and the true one, on its own images; and the
-    labels. Maps are averaged to 2 x 2, since two digits stand side by side. per_class: training images."""
-    rng = np.random.RandomState(seed)  # NumPy guarantees RandomState's stream for ever
-    labels = data.train.labels.numpy()
-    chosen = [int(k) for c in range(len(data.classes))
-              for k in rng.permutation(np.flatnonzero(labels == c))[:per_class]]
-    parts = {split: Labelled(images.load_images(places).expand(-1, 3, -1, -1).contiguous(), images.labels[places])
-             for split, images, places in (("train", data.train, chosen), ("val", data.val, range(len(data.val))),
-                                           ("test", data.test, range(len(data.test))))}
-    made = {}
+def label_features(backbone, t: int, stage: str, numbers: ProbeData,
+                   cache: FeatureCache) -> dict[str, dict[str, torch.Tensor]]:
+    """Features of a class-conditional DiT under no class, a constant one, and the true one, on images of its classes
+    (`probe_data.of_classes`)."""
+    made: dict[str, dict[str, torch.Tensor]] = {}
     for kind in ("none", "constant", "true class"):
         made[kind] = {}
-        for split, part in parts.items():
+        for split, part in numbers.photos.items():
             condition = {"none": None, "constant": torch.zeros_like(part.labels), "true class": part.labels}[kind]
-            maps = cache.features(backbone, part.images, t, (stage,), condition=condition, side=2, label=kind)[stage]
-            made[kind][split] = maps.flatten(1)
-    return made, {split: part.labels for split, part in parts.items()}
+            maps = cache.features(backbone, part.images, t, (stage,), condition=condition, side=numbers.side,
+                                  label=kind)
+            made[kind][split] = probes.pooled(maps[stage])
+    return made
 
 
 def layout_rows(backbone, t: int, stage: str, data: Dataset, image_ids: Sequence[int], found: torch.Tensor,

@@ -2,6 +2,7 @@
 
 import torch
 
+from dive_lib.dit import DiT
 from dive_lib.evaluation import coco_average_precision
 from dive_lib.layout import LayoutGrid, shuffle_slots
 from dive_lib.layout_ldm import LayoutLDM
@@ -61,24 +62,35 @@ def layout_corruptions(tokens: torch.Tensor, grid: LayoutGrid, generator: torch.
             "illegal": illegal, "empty": grid.empty(len(tokens))}
 
 
-@torch.no_grad()
 def gap_table(ldm: LayoutLDM, latents: torch.Tensor, truth: torch.Tensor, wrong: dict[str, torch.Tensor], *,
               ranges: list[tuple[int, int]], draws: int, seed: int) -> list[dict]:
     """Rise of the image loss by each corruption and range of timesteps: rows for figures.gap_heatmap.
 
-    latents (B, 4, h, w), truth (B, N, 5). Every layout of an image is evaluated on the same `draws` (t, noise).
-    share: of the images in which the corrupted layout has the higher loss.
+    latents (B, 4, h, w), truth (B, N, 5). Every layout of an image is evaluated on the same `draws` (t, noise), at
+    evenly spaced t. Columns as of `gap_rows`.
     """
-    objective, device = Objective(ldm), ldm.vocabulary.class_table.device
-    rows = []
+    pairs = []
     for low, high in ranges:
-        generator = torch.Generator().manual_seed(seed + low)
         step = max(1, (high - low) // draws)
         t = torch.arange(low + step // 2, high, step)[:draws]
-        pairs = Pairs.draw(ldm, t, generator, prior=False)
-        base = objective.losses_per_pair(latents.to(device), truth.to(device), pairs).mean(1)
+        pairs.append(Pairs.draw(ldm, t, torch.Generator().manual_seed(seed + low), prior=False))
+    return gap_rows(ldm, latents, truth, wrong, ranges, pairs)
+
+
+@torch.no_grad()
+def gap_rows(model: LayoutLDM | DiT, latents: torch.Tensor, truth: torch.Tensor, wrong: dict[str, torch.Tensor],
+             ranges: list[tuple[int, int]], pairs: list[Pairs]) -> list[dict]:
+    """Rows {corruption, t_low, t_high, true_loss, gap, share}: every condition of an image on the same pairs.
+
+    latents (B, C, h, w), truth and each of wrong (B, N, F) on any device; pairs: those of each range, on the model's.
+    share: of the images in which the wrong condition has the higher loss.
+    """
+    objective, device = Objective(model), model.vocabulary.class_table.device
+    latents, rows = latents.to(device), []
+    for (low, high), drawn in zip(ranges, pairs, strict=True):
+        base = objective.losses_per_pair(latents, truth.to(device), drawn).mean(1)
         for name, tokens in wrong.items():
-            gap = objective.losses_per_pair(latents.to(device), tokens.to(device), pairs).mean(1) - base
+            gap = objective.losses_per_pair(latents, tokens.to(device), drawn).mean(1) - base
             rows.append({"corruption": name, "t_low": low, "t_high": high, "true_loss": base.mean().item(),
                          "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
     return rows

@@ -7,8 +7,10 @@ on seen classes; what is reported are test images, or unseen classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from dive_lib.class_data import ClassData
 from dive_lib.dataset import subset_ids
 from dive_lib.vermouth_data import VermouthData
 
@@ -28,7 +30,8 @@ class Labelled:
 class ProbeData:
     """photos, scenes: by split (train, val, test). sketches, gallery: by "val" (seen classes) and "test" (unseen).
 
-    classes: of the photos. sketch_classes: names by split. scene_classes: what a label map's values mean.
+    classes: of the photos. sketch_classes: names by split. scene_classes: what a label map's values mean. side: photos'
+    features are averaged to side x side before a probe reads them.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +41,7 @@ class ProbeData:
     gallery: dict[str, Labelled]
     scene_classes: tuple[str, ...]
     scenes: dict[str, Labelled]
+    side: int = 1
 
     def summary(self) -> dict[str, int]:
         """Numbers of images."""
@@ -73,6 +77,19 @@ def load(data: VermouthData, counts: Mapping[str, Sequence[int]], *, last_word: 
         scenes[split] = Labelled(images.load_images(chosen), torch.where(labels >= 0, meaning[labels.clamp(min=0)], -1))
     return ProbeData(few.classes, photos, {split: part.classes for split, part in parts.items()}, queries, gallery,
                      classes, scenes)
+
+
+def of_classes(data: ClassData, per_class: int, *, side: int, seed: int) -> ProbeData:
+    """The images that a class-conditional model was trained to make: `per_class` training images of every class, all
+    validation and test images; nothing for the other granularities. Grey images get three equal channels."""
+    rng = np.random.RandomState(seed)  # NumPy guarantees RandomState's stream for ever
+    labels = data.train.labels.numpy()
+    chosen = [int(k) for c in range(len(data.classes))
+              for k in rng.permutation(np.flatnonzero(labels == c))[:per_class]]
+    photos = {split: Labelled(images.load_images(places).expand(-1, 3, -1, -1).contiguous(), images.labels[places])
+              for split, images, places in (("train", data.train, chosen), ("val", data.val, range(len(data.val))),
+                                            ("test", data.test, range(len(data.test))))}
+    return ProbeData(data.classes, photos, {}, {}, {}, (), {}, side)
 
 
 def _draw(images, count: int, seed: int) -> Labelled:

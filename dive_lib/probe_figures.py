@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from dive_lib.figures import INK, MUTED, VERMILION, colour_bar, styled
+from dive_lib.figures import (BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PINK, SKY, VERMILION, YELLOW, colour_bar,
+                              styled)
 
 
 @styled
@@ -70,7 +71,7 @@ def projections(panels: Mapping[str, np.ndarray], labels: Sequence[int], sketche
     """
     labels, sketches = np.asarray(labels), np.asarray(sketches)
     figure, axes = plt.subplots(1, len(panels), figsize=(max(7.5, 2.5 * len(panels)), 3.4), squeeze=False)
-    colours = plt.get_cmap("tab10").colors
+    colours = [BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, GREY, YELLOW, SKY, INK]
     for axis, (title, points) in zip(axes[0], panels.items()):
         for kind, marker in ((False, "o"), (True, "x")):
             own = sketches == kind
@@ -82,7 +83,7 @@ def projections(panels: Mapping[str, np.ndarray], labels: Sequence[int], sketche
                for c in sorted(set(labels.tolist()))]
     handles += [plt.Line2D([], [], marker=marker, linestyle="", color=MUTED, label=name)
                 for name, marker in (("photo", "o"), ("sketch", "x"))]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handletextpad=0.1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), handletextpad=0.1)
     return figure
 
 

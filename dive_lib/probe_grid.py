@@ -60,7 +60,7 @@ def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamp
     images. Classification also keeps which images were read rightly, for paired differences (`correct`)."""
     row = {"t": cell.t, "stage": cell.stage, "validation": round(cell.value, 4)}
     if cell.granularity == "classification":
-        maps = _take(backbone, cell.t, [cell.stage], cache, 1, data.photos["train"], data.photos["test"])
+        maps = _take(backbone, cell.t, [cell.stage], cache, data.side, data.photos["train"], data.photos["test"])
         correct, _ = probes.classify(maps[0][cell.stage], data.photos["train"].labels, maps[1][cell.stage],
                                      data.photos["test"].labels, len(data.classes), cell.strength)
         return row | evaluate_correct(correct, resamples=resamples, seed=seed) | {"correct": correct}
@@ -93,7 +93,7 @@ def _take(backbone, t: int, stages: Sequence[str], cache: FeatureCache, side: in
 
 def _classification(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
     train, val = data.photos["train"], data.photos["val"]
-    maps = _take(backbone, t, backbone.stages, cache, 1, train, val)
+    maps = _take(backbone, t, backbone.stages, cache, data.side, train, val)
     cells = []
     for stage in backbone.stages:
         correct, strength = probes.classify(maps[0][stage], train.labels, maps[1][stage], val.labels, len(data.classes))

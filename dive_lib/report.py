@@ -1,4 +1,4 @@
-"""The numbers of the report: metrics files, the README's results tables.
+"""The numbers of the report: metrics files, the README's results tables; and figures small enough for one page.
 
 `reports/<profile>/metrics.json` holds every headline number of a profile, `timings.json` the seconds, which
 differ from run to run. The README's tables stand between two markers and are generated from the former:
@@ -7,9 +7,13 @@ differ from run to run. The README's tables stand between two markers and are ge
 """
 
 import argparse
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import PIL.Image
+from IPython.display import Image
 
 from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, write_text
@@ -124,6 +128,20 @@ def existing_figures(profile: str, names: Sequence[str]) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
+def embedded(path: str | os.PathLike) -> Image:
+    """A figure's PNG for display in a notebook: the same pixels in the 256 colours that serve it best.
+
+    These are a third of the bytes, since the page that shows every figure is loaded as a whole. The file itself keeps
+    all its colours. Equal files give equal bytes. Transparency is dropped: figures have none.
+    """
+    content = io.BytesIO()
+    with PIL.Image.open(path) as figure:
+        # Without k-means, the few pixels of a box's edge would get a colour of the photo behind it.
+        palette = figure.convert("RGB").quantize(256, kmeans=3, dither=PIL.Image.Dither.NONE)
+        palette.save(content, "PNG", optimize=True)
+    return Image(content.getvalue(), format="png")
+
+
 def classification_rows(metrics: Mapping) -> list[dict]:
     """Present rows of Table IV, {key, name, accuracy, accuracy_ci95, n_images, forward_equivalents, paper}."""
     rows = metrics.get("classification", {})
@@ -139,6 +157,7 @@ def classification_table(metrics: Mapping) -> str:
     for row in classification_rows(metrics):
         low, high = row["accuracy_ci95"]
         cost = f"{row['forward_equivalents']:,.0f}" if "forward_equivalents" in row else "1"
+        cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
         cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", cost, paper]
         lines.append("| " + " | ".join(cells) + " |")

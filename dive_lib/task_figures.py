@@ -80,7 +80,8 @@ def shots_curve(rows: Sequence[Mapping], chance: float) -> Figure:
                       solid_capstyle="butt")
             axis.plot([at] * len(row["by_seed"]), row["by_seed"], ".", color=line.get_color(), markersize=3, alpha=0.6)
     axis.axhline(chance, color=MUTED, linewidth=1, linestyle=":")
-    axis.annotate("chance", (1, chance), (0, 3), textcoords="offset points", color=MUTED, fontsize=9)
+    axis.annotate("chance", (1, chance), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha="right", va="top", color=MUTED, fontsize=9)
     axis.set_xscale("log", base=2)
     shots = sorted({row["shots"] for row in rows})
     axis.set_xticks(shots, shots)

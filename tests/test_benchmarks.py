@@ -1,16 +1,19 @@
 """The benchmarks run at their smallest settings and write what they promise. Nothing is timed here."""
 
+import pytest
 import torch
 
-from benchmarks import architecture_ablation, full_size, inversion_cost, measure, searches
+from benchmarks import architecture_ablation, devices, full_size, inversion_cost, measure, searches
 from benchmarks.full_size_models import Models
-from dive_lib import parameters
+from dive_lib import dataset, glyphs, parameters, paths
+from dive_lib.checkpoint import save_model
 from dive_lib.files import read_json
 from dive_lib.inversion import InversionConfig
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.local_search import SearchConfig
 from dive_lib.objective import Objective
-from tests import tiny
+from tests import class_world, tiny
+from tests.test_models import first_stage
 
 
 def test_full_size_runs_reduced_and_says_so(tmp_path, capsys):
@@ -109,3 +112,57 @@ def test_variants_build_and_change_only_what_they_name():
     table = [{"t_low": low, "t_high": high, "corruption": "empty", "true_loss": 1.0, "gap": low, "share": 0.5}
              for low, high in architecture_ablation.RANGES]
     assert architecture_ablation.summary(table)["empty_gap"] == architecture_ablation.SUMMARY[0]
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    """The profile `smoke` in a folder that stands for the repository, with untrained models of both tasks."""
+    class_world.make(tmp_path, monkeypatch)
+    runs = paths.runs("smoke")
+    class_world.save_dit(runs / "dit")
+    glyphs.export(paths.data())
+    dataset.make_scenes(runs / "data", {"train": 6, "val": 3, "test": 2}, seed=0)
+    data = dataset.describe("smoke", runs / "data", {name: name for name in dataset.SPLITS}, image_size=64, bins=17,
+                            slots=4, strict=False, evaluation=2, ablation=2, tuning=3, seed=0)
+    ldm = tiny.LayoutLDM(data.grid, tiny.VOCABULARY, tiny.ENCODER, tiny.UNET, position_attention=True)
+    prior = tiny.LayoutPrior(data.grid, tiny.VOCABULARY, 16, 1, 2, 4).adopt(ldm.vocabulary)
+    for name, model in {"first_stage": first_stage(), "layout_ldm": ldm, "layout_prior": prior}.items():
+        save_model(runs / name, model, model.config)
+    return tmp_path
+
+
+def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "places", lambda: iter([("cpu", 1), ("cpu", 2)]))
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    devices.main(["--profile", "smoke", "--images", "5", "--scenes", "2", "--out", str(smoke)])
+    assert before == (torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    result = read_json(smoke / "devices.json")
+    assert result["settings"]["split"] == "val" and result["settings"]["detection"]["inversion"]["bf16"] is False
+    for task, quality, images in (("classification", "accuracy", 5), ("detection", "AP", 2)):
+        rows = [row for row in result["rows"] if row["task"] == task]
+        assert [(r["threads"], r["precision"]) for r in rows] == [(1, "float32"), (1, "bfloat16"), (2, "float32"),
+                                                                 (2, "bfloat16")]
+        full, half = rows[0], rows[1]
+        assert full["same_answers"] == 100 and full["forward_equivalents"] > 0 and full["images"] == images
+        assert full["mean_monitor"] != half["mean_monitor"] == pytest.approx(full["mean_monitor"], rel=0.05)
+        assert all(len(r[f"{quality}_ci95"]) == 2 and r["seconds_per_image"] > 0 for r in rows)
+
+
+def test_devices_compare_answers_and_leave_no_setting_behind():
+    def results(*answers):
+        return [{"prediction": answer, "seconds": 2.0, "monitor": 1.0} for answer in answers]
+
+    task = devices.Task(None, [], lambda results: {"accuracy": 50.0, "forward_equivalents": 7}, "prediction")
+    row = devices.described(results(1, 2, 3, 4), results(1, 2, 3, 5), task)
+    assert row["same_answers"] == 75 and row["seconds_per_image"] == 2 and row["accuracy"] == 50
+    with pytest.raises(ValueError, match="shorter"):
+        devices.described(results(1, 2), results(1), task)
+    assert devices.precisions("cpu") == ("float32", "bfloat16") and next(devices.places()) == ("cpu", 1)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for precision, tf32 in (("tf32", True), ("float32", False)):
+        with pytest.raises(KeyError), devices.computing(precision, 2):
+            assert torch.get_num_threads() == 2 and torch.backends.cudnn.allow_tf32 is tf32
+            assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+            raise KeyError
+        assert before == (torch.get_num_threads(), torch.get_float32_matmul_precision(),
+                          torch.backends.cudnn.allow_tf32)

@@ -6,12 +6,13 @@ from diffusers import AutoencoderKL
 
 from dive_lib import class_data, classifications, dit, image_runs
 from dive_lib.checkpoint import freeze, save_model
+from dive_lib.gradient_shortlist import class_gradients, fit_reading
 from tests import class_world
 from tests.class_world import CLASSES, DIVE, PAIRS
 from tests.test_class_data import AUTOENCODER, folder
 
 ELIMINATE = {"method": "eliminate", "keep": [3, 1], "pairs": [2, 6]}
-SHORTLIST = {"method": "shortlist", "rank_pairs": 3, "size": 3, "keep": [2, 1], "pairs": [2, 6]}
+SHORTLIST = {"method": "shortlist", "read": False, "rank_pairs": 3, "size": 3, "keep": [2, 1], "pairs": [2, 6]}
 
 
 @pytest.fixture
@@ -170,3 +171,38 @@ def test_imagenets_way_through_autoencoder_and_published_dit(tmp_path):
     assert runner.latents(data.ids("test")[:1]).shape == (1, 4, 8, 8)
     results = classifications.run(tmp_path / "out", described)
     assert [r["label"] for r in results] == [0, 0, 1, 1] and all(r["prediction"] in (0, 1) for r in results)
+
+
+def test_a_reading_is_fitted_without_labels_and_used_for_its_own_model_alone(world, tmp_path, monkeypatch):
+    folder, read = tmp_path / "runs" / "reading", SHORTLIST | {"read": True, "size": 2}
+    with pytest.raises(ValueError, match="needs the folder of `learn_reading`"):
+        spec(world, read)
+    described = spec(world, {"method": "enumerate"}, split="train", image_ids=world.ids("train"))
+    results = classifications.run(tmp_path / "train", described)
+    cost = classifications.learn_reading(folder, described, results, 3, 0.1)
+    assert cost.forward_equivalents == 12 * (6 * 6 + 2 * 3)
+    before = (folder / "weights.safetensors").read_bytes()
+    hidden = [result | {"label": 0, "correct": False} for result in results]
+    classifications.learn_reading(folder, described, hidden, 3, 0.1)
+    assert (folder / "weights.safetensors").read_bytes() == before
+    answered = classifications.run(tmp_path / "read", spec(world, read, reading=folder))
+    assert all(r["cost"]["forward_equivalents"] == 2 * 3 + 2 * 6 for r in answered)
+    few = [i for i in world.ids("test") if i[0] in "bd"]
+    cut = classifications.run(tmp_path / "cut", spec(world, read, reading=folder, image_ids=few, classes=[1, 3]))
+    assert {r["prediction"] for r in cut} <= {1, 3}
+    for changes in ({"method": read | {"rank_pairs": 2}}, {"seed": 1}):
+        with pytest.raises(ValueError, match="reading: fitted for another model, or for other pairs"):
+            classifications.Runner(spec(world, reading=folder, **{"method": read} | changes))
+
+
+def test_a_reading_of_training_images_finds_their_losses(world, tmp_path):
+    described = spec(world, {"method": "enumerate"}, split="train", image_ids=world.ids("train"))
+    results = classifications.run(tmp_path / "train", described)
+    runner = classifications.Runner(described)
+    gradients = class_gradients(runner.objective, runner.latents(world.ids("train")), runner.pairs)
+    errors = torch.tensor([r["errors"] for r in results])
+    centred = errors - errors.mean(1, keepdim=True)
+    close, far = (fit_reading(gradients, errors, strength)(gradients) for strength in (1e-6, 1e6))
+    assert torch.allclose(close, centred, atol=1e-4) and not torch.allclose(far, centred, atol=1e-4)
+    part = fit_reading(gradients, errors, 0.1).restricted([4, 1])
+    assert torch.allclose(part(gradients), fit_reading(gradients, errors, 0.1)(gradients)[:, [4, 1]])

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import condition_probes, dataset, layout_conditions, paths
+from dive_lib import condition_probes, dataset, dit, image_encoder, layout_conditions, paths, probe_grid
 from dive_lib.denoiser_features import DenoiserFeatures
-from dive_lib.denoisers import LayoutDenoiser
+from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser
 from dive_lib.feature_cache import FeatureCache
+from dive_lib.feature_noise import Noise
 from dive_lib.files import write_json
 from dive_lib.first_stage import FirstStage
 from dive_lib.layout_ldm import LayoutLDM
-from tests import tiny
+from dive_lib.probe_data import of_classes
+from tests import class_world, tiny
 from tests.test_denoiser_features import VQ, layout
 from tests.test_probes import probe_data
 
@@ -103,3 +105,20 @@ def test_rows_of_layout_conditions(scenes, tmp_path):
     assert [row["leaks"] for row in rows.values()] == [False] * 6 + [True] * 2
     assert rows["empty"] == rows["dive"], "DIVE found nothing here: the same condition, the same numbers"
     assert all(np.isfinite(row["mIoU"]) for row in rows.values())
+
+
+def test_a_class_models_own_images_under_each_condition(tmp_path, monkeypatch):
+    world = class_world.make(tmp_path, monkeypatch)
+    numbers = of_classes(world, 1, side=2, seed=0)
+    assert numbers.summary() == {"photos_train": 6, "photos_val": 12, "photos_test": 12}
+    assert numbers.photos["train"].labels.tolist() == list(range(6)) and numbers.classes == class_world.CLASSES
+    model = DiTDenoiser(dit.load(tmp_path / "runs" / "dit"), image_encoder.load())
+    backbone = DenoiserFeatures(model, Noise("ddim_inv"))
+    made = condition_probes.label_features(backbone, 100, "block1", numbers, FeatureCache(tmp_path / "cache"))
+    shapes = {kind: own["test"].shape for kind, own in made.items()}
+    assert shapes == dict.fromkeys(("none", "constant", "true class"), (12, 16 * 4))
+    first = numbers.photos["test"].labels == 0  # of which the true class is the constant one
+    same = (made["true class"]["test"] == made["constant"]["test"]).all(1)
+    assert torch.equal(same, first) and not torch.equal(made["none"]["test"][first], made["constant"]["test"][first])
+    cells = probe_grid.measure(backbone, [0, 100], numbers, FeatureCache(tmp_path / "cache"), ("classification",))
+    assert [(c.t, c.stage) for c in cells] == [(t, s) for t in (0, 100) for s in backbone.stages]

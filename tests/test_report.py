@@ -1,9 +1,11 @@
 """Metrics files and the README's table: merged, rounded, and equal to what the README shows."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -141,3 +143,18 @@ def test_committed_notebooks_show_their_figures():
         drawn = sum("".join(cell["source"]).count("figures.show(") for cell in code)
         shown = sum("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
         assert shown >= max(drawn, 1), f"{path.name}: {drawn} figures are saved, {shown} are shown"
+
+
+def test_an_embedded_figure_is_small_and_looks_the_same(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "figure.png"
+    photo = np.kron(rng.integers(40, 200, (6, 8, 3)), np.ones((20, 20, 1))) + rng.integers(-20, 20, (120, 160, 1))
+    photo[:30] = 255  # the page
+    photo[40:44, 20:120] = (213, 94, 0)  # a thin box's edge
+    PIL.Image.fromarray(photo.astype(np.uint8)).convert("RGBA").save(path)
+    before = path.read_bytes()
+    shown = report.embedded(path)
+    assert shown.data == report.embedded(path).data and len(shown.data) < 0.5 * len(before)
+    assert path.read_bytes() == before and shown.format == "png"
+    colours = np.asarray(PIL.Image.open(io.BytesIO(shown.data)).convert("RGB"), dtype=float)
+    assert colours.shape == photo.shape and np.abs(colours - photo).mean() < 8
+    assert (colours[:30] == 255).all() and np.abs(colours[40:44, 20:120] - (213, 94, 0)).max() < 12

@@ -116,6 +116,24 @@ def test_segmentation_learns_seen_names_and_answers_all(bench, kind):
     assert segmentation.compare(task, [PIXELS])[0]["mIoU"] >= 0
 
 
+def test_a_handicap_of_seen_names_is_chosen_without_the_unseen_ones(bench, monkeypatch):
+    head = HEAD | {"kind": "pyramid", "width": 8, "refine": 1}
+    task, images = segmentation.Segmentation(bench, head), bench.data.segmentation_tests["scenes/test"]
+    groups, trained = segmentation.groups(images), task.train(PIXELS, 0)
+    counts = task.counts(trained, PIXELS, images, handicap=10.0)
+    assert counts[:, 1, groups["seen"]].sum() == 0 and counts[:, 1, groups["unseen"]].sum() > 0
+    assert torch.equal(task.counts(trained, PIXELS, images, handicap=0.0), task.counts(trained, PIXELS, images))
+    asked = []
+    monkeypatch.setattr(task, "counts", lambda head, source, images, *a, **k: asked.append(images) or
+                        segmentation.Segmentation.counts(task, head, source, images, *a, **k))
+    rows = segmentation.choose_handicap(task, PIXELS, [0.0, 0.1, 10.0], 6)
+    assert all(part is bench.data.segmentation_val for part in asked) and len(rows) == 3
+    assert [row["mean"] for row in rows] == sorted((row["mean"] for row in rows), reverse=True)
+    assert next(row for row in rows if row["handicap"] == 10.0)["mIoU_seen"] == 0
+    with pytest.raises(ValueError, match="60 of 60 seen names cannot be held out"):
+        segmentation.choose_handicap(task, PIXELS, [0.0], 60)
+
+
 def test_a_pyramid_head_joins_an_expert_and_doubles_its_map():
     head = segmentation.PyramidHead([8, 4], [6], 5, width=8, refine=1)
     out = head([torch.randn(2, 8, 2, 2), torch.randn(2, 4, 4, 4)], [torch.randn(2, 6, 8, 8)])
