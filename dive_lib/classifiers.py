@@ -1,20 +1,25 @@
 """Discriminative classifiers, trained on the same images: what DIVE's answers are compared with.
 
-Small networks of known kinds, since the environment has no library of them: a plain convolutional network, residual
-networks (widths 64, 128, 256, 512 with two blocks each are ResNet-18), and a vision transformer. The same ones read
-generated images, and a head of residual blocks reads the features of a frozen DiT.
+Networks of the kinds of Table IV at any size: plain convolutional networks, residual networks of basic, bottleneck
+and grouped bottleneck blocks (ResNet-18 and -50, ResNeXt), a vision transformer, and Swin. The same ones read
+generated images, and a head of residual blocks reads the features of a frozen DiT. Published weights are those of
+`pretrained_classifiers`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib import checkpoint
+from dive_lib import checkpoint, paths, pretrained_classifiers
 from dive_lib.dit import DiT
+from dive_lib.files import write_json
 from dive_lib.first_stage import device
+from dive_lib.pretrained_classifiers import PretrainedClassifier
 from dive_lib.token_transformer import TokenTransformer
+from dive_lib.train import TrainingConfig, train
 
 
 class ConvNet(nn.Sequential):
@@ -28,13 +33,30 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * before, classes))
 
 
-class Block(nn.Module):
-    """Two convolutions of 3 x 3 beside a shortcut (ResNet's basic block)."""
+class AlexNet(nn.Sequential):
+    """AlexNet in its later form of one column, torchvision's: (B, C, S, S) -> (B, K), S at least 63 pixels."""
 
-    def __init__(self, before: int, width: int, stride: int):
+    def __init__(self, channels: int, classes: int, image_size: int):
+        if image_size < 63:
+            raise ValueError(f"AlexNet reads images of at least 63 pixels, got {image_size}; use the kind convnet")
+        super().__init__(
+            nn.Conv2d(channels, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(6), nn.Flatten(),
+            nn.Dropout(), nn.Linear(256 * 36, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(),
+            nn.Linear(4096, classes))
+
+
+class Residual(nn.Module):
+    """relu(path(x) + shortcut(x)); the shortcut is a convolution where the shape changes.
+
+    before: channels of x. width: channels of the result. stride: by which the path makes the image smaller.
+    """
+
+    def __init__(self, path: nn.Sequential, before: int, width: int, stride: int):
         super().__init__()
-        self.path = nn.Sequential(nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                                  nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+        self.path, self.width, self.stride = path, width, stride
         self.shortcut = nn.Identity() if stride == 1 and before == width else nn.Sequential(
             nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
@@ -42,25 +64,60 @@ class Block(nn.Module):
         return F.relu(self.path(x) + self.shortcut(x))
 
 
+class Block(Residual):
+    """Two convolutions of 3 x 3 (ResNet's basic block)."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__(nn.Sequential(nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width),
+                                       nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                                       nn.BatchNorm2d(width)), before, width, stride)
+
+
+class Bottleneck(Residual):
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, the last to 4 width channels (ResNet-50's block, ResNeXt's with groups).
+
+    groups: of the 3 x 3 convolution. inner: its channels in multiples of `width`. The stride is that of the 3 x 3
+    convolution, as in the published weights, not of the first one, as in ResNet's paper.
+    """
+
+    def __init__(self, before: int, width: int, stride: int, groups: int = 1, inner: int = 1):
+        middle, after = inner * width, 4 * width
+        super().__init__(nn.Sequential(
+            nn.Conv2d(before, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+            nn.Conv2d(middle, middle, 3, stride, 1, groups=groups, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+            nn.Conv2d(middle, after, 1, bias=False), nn.BatchNorm2d(after)), before, after, stride)
+
+
 class ResNet(nn.Sequential):
-    """widths: of the stages, each of `blocks` basic blocks and half as large as the one before.
+    """widths: of the stages, each half as large as the one before. blocks: of each stage, or one number for all.
 
     stem: "pixels" for small images and features (3 x 3), "imagenet" for large images (7 x 7, then pooling).
+    bottleneck: `Bottleneck` blocks with these groups and inner channels, else basic ones. Widths 64, 128, 256, 512 are
+    ResNet-18 with 2 basic blocks, ResNet-50 with 3, 4, 6, 3 bottlenecks, ResNeXt-50 32x4d with 32 groups and inner 2
+    besides, ResNeXt-101 32x8d with blocks 3, 4, 23, 3 and inner 4.
     """
 
     def __init__(self, channels: int, classes: int, image_size: int, widths: Sequence[int] = (64, 128, 256, 512),
-                 blocks: int = 2, stem: str = "imagenet"):
+                 blocks: int | Sequence[int] = 2, stem: str = "imagenet", bottleneck: bool = False, groups: int = 1,
+                 inner: int = 1):
         if stem not in ("pixels", "imagenet"):
             raise ValueError(f"stem must be 'pixels' or 'imagenet', got {stem!r}")
+        counts = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
+        if len(counts) != len(widths):
+            raise ValueError(f"{len(widths)} widths need as many numbers of blocks, got {counts}")
+        if not bottleneck and (groups, inner) != (1, 1):
+            raise ValueError(f"groups {groups} and inner {inner} are settings of bottleneck blocks; set bottleneck")
+        options = {"groups": groups, "inner": inner} if bottleneck else {}
         first = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False) if stem == "pixels" else \
             nn.Conv2d(channels, widths[0], 7, 2, 3, bias=False)
         layers = [first, nn.BatchNorm2d(widths[0]), nn.ReLU()]
         layers += [nn.MaxPool2d(3, 2, 1)] if stem == "imagenet" else []
         before = widths[0]
-        for stage, width in enumerate(widths):
-            for number in range(blocks):
-                layers.append(Block(before, width, 2 if stage and not number else 1))
-                before = width
+        for stage, (width, count) in enumerate(zip(widths, counts)):
+            for number in range(count):
+                stride = 2 if stage and not number else 1
+                layers.append((Bottleneck if bottleneck else Block)(before, width, stride, **options))
+                before = layers[-1].width
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
@@ -79,11 +136,46 @@ class VisionTransformer(nn.Module):
         return self.head(self.transformer(tokens).mean(1))
 
 
-KINDS = {"convnet": ConvNet, "resnet": ResNet, "vit": VisionTransformer}
+class Swin(nn.Module):
+    """transformers' Swin: (B, C, S, S) -> (B, K). Each stage halves the map of S / patch; the last must hold a window.
+
+    patch: side of a patch in pixels. width: channels of the first stage, doubled in each of the next. depths, heads:
+    layers and attention heads of each stage. window: side of the attention's windows in patches; every second layer
+    shifts them by half, where the map is larger than a window. The defaults are Swin-B.
+    """
+
+    def __init__(self, channels: int, classes: int, image_size: int, patch: int = 4, width: int = 128,
+                 depths: Sequence[int] = (2, 2, 18, 2), heads: Sequence[int] = (4, 8, 16, 32), window: int = 7):
+        from transformers import SwinConfig, SwinForImageClassification
+        last = patch * 2 ** (len(depths) - 1)
+        if len(depths) != len(heads) or image_size % last or image_size // last < window:
+            raise ValueError(f"Swin: images of {image_size} pixels, patches of {patch} and windows of {window} patches "
+                             f"do not fit the stages of {list(depths)} layers and {list(heads)} heads")
+        super().__init__()
+        self.network = SwinForImageClassification(SwinConfig(
+            image_size=image_size, patch_size=patch, num_channels=channels, embed_dim=width, depths=list(depths),
+            num_heads=list(heads), window_size=window, num_labels=classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).logits
 
 
-def make(settings: dict, *, channels: int, classes: int, image_size: int) -> nn.Module:
-    """settings: {"kind": one of KINDS, keyword arguments of it}. channels, image_size: of its input."""
+def _torchvision(channels: int, classes: int, image_size: int, file: str, network: Mapping) -> PretrainedClassifier:
+    own = make(network, channels=channels, classes=classes, image_size=pretrained_classifiers.SIDE)
+    return pretrained_classifiers.from_torchvision(own, file)
+
+
+KINDS = {"convnet": ConvNet, "alexnet": AlexNet, "resnet": ResNet, "vit": VisionTransformer, "swin": Swin,
+         "pretrained": pretrained_classifiers.from_folder, "torchvision": _torchvision}
+
+
+def make(settings: Mapping, *, channels: int, classes: int, image_size: int) -> nn.Module:
+    """settings: {"kind": one of KINDS, keyword arguments of it}. channels, image_size: of its input.
+
+    Published weights are {"kind": "pretrained", "folder", "source"} (see `pretrained_classifiers.from_folder`) or
+    {"kind": "torchvision", "file", "network": settings of the network that they are of}; both raise FileNotFoundError
+    for missing files and ValueError for unfit ones. ValueError for an unknown kind.
+    """
     options = {key: value for key, value in settings.items() if key != "kind"}
     if settings.get("kind") not in KINDS:
         raise ValueError(f"classifier {settings}: kind must be one of {', '.join(KINDS)}")
@@ -91,10 +183,13 @@ def make(settings: dict, *, channels: int, classes: int, image_size: int) -> nn.
 
 
 def load(directory) -> nn.Module:
-    """Loads a network trained here, frozen; its configuration is what `make` was given."""
+    """Loads a network kept by `fit`, frozen; its configuration is what `make` was given."""
     config = checkpoint.load_config(directory)
     shape = {key: config.pop(key) for key in ("channels", "classes", "image_size")}
-    return checkpoint.freeze(checkpoint.load_weights(directory, make(config, **shape)))
+    model = make(config, **shape)
+    if not isinstance(model, PretrainedClassifier):
+        checkpoint.load_weights(directory, model)
+    return checkpoint.freeze(model)
 
 
 class DiffusionFeatures:
@@ -137,6 +232,28 @@ def classifier_loss(take: Callable[[torch.Tensor], torch.Tensor], labels: torch.
         return F.cross_entropy(model(images), labels[index].to(images.device))
 
     return loss_of
+
+
+def fit(settings: Mapping, shape: Mapping, take: Callable[[torch.Tensor], torch.Tensor], labels: torch.Tensor,
+        config: TrainingConfig, *, directory: Path, identity, shift: int = 0) -> nn.Module:
+    """A network of `settings`, trained and kept in `directory` (its name labels the progress), on the computing device.
+
+    shape: the other arguments of `make`. take, labels, shift: see `classifier_loss`. identity: JSON-serialisable, of
+    what `take` gives. Published weights are neither trained nor copied: only their settings are kept, for `load`.
+    Raises what `make` and `train` raise.
+    """
+    torch.manual_seed(config.seed)
+    model = make(settings, **shape).to(device())
+    described = {**settings, **shape}
+    if isinstance(model, PretrainedClassifier):
+        write_json(Path(directory) / "config.json", described)
+        return checkpoint.freeze(model)
+    loss_of = classifier_loss(take, labels, config.batch_size, shift=shift)
+    train(model, loss_of, config, scratch=paths.scratch() / "classifiers", label=Path(directory).name,
+          identity=checkpoint.fingerprint(identity, settings, shift))
+    calibrate(model, take, len(labels), batch=config.batch_size)
+    checkpoint.save_model(directory, model, described)
+    return model
 
 
 @torch.no_grad()

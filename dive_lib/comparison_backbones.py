@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dive_lib.checkpoint import freeze
-from dive_lib.classifiers import ResNet
+from dive_lib.classifiers import Residual, ResNet
 from dive_lib.feature_backbone import FeatureBackbone
 
 
@@ -71,11 +71,11 @@ def _stages(network: ResNet) -> list[nn.Sequential]:
     layers = list(network)[:-3]  # pooling, flattening, linear layer
     parts: list[list[nn.Module]] = [[]]
     for layer in layers:
-        if hasattr(layer, "path") and layer.path[0].stride != (1, 1):
+        if isinstance(layer, Residual) and layer.stride != 1:
             parts.append([])
         parts[-1].append(layer)
     return [nn.Sequential(*part) for part in parts]
 
 
 def _width(layer: nn.Sequential) -> int:
-    return layer[-1].path[0].out_channels
+    return layer[-1].width

@@ -44,16 +44,22 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, nearest: int = 3) 
 
 
 @torch.no_grad()
-def read_images(classifier: nn.Sequential, images: torch.Tensor, batch: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Features before the last layer (n, d) and class probabilities (n, K) of images (n, C, S, S)."""
+def read_images(classifier: nn.Module, images: torch.Tensor, batch: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Features before the last linear layer (n, d) and class probabilities (n, K) of images (n, C, S, S)."""
     classifier.eval()
-    body = nn.Sequential(*list(classifier)[:-1])
-    features = torch.cat([body(part) for part in images.split(batch)])
-    probabilities = classifier[-1](features).softmax(1)
+    kept, last = [], [module for module in classifier.modules() if isinstance(module, nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    try:
+        for part in images.split(batch):
+            classifier(part)
+    finally:
+        hook.remove()
+    features = torch.cat(kept)
+    probabilities = last(features).softmax(1)
     return features.double().cpu().numpy(), probabilities.double().cpu().numpy()
 
 
-def quality(classifier: nn.Sequential, real: torch.Tensor, generated: torch.Tensor, nearest: int = 3) -> dict:
+def quality(classifier: nn.Module, real: torch.Tensor, generated: torch.Tensor, nearest: int = 3) -> dict:
     """The four measures of generated images (m, C, S, S) against real ones (n, C, S, S)."""
     (a, _), (b, probabilities) = (read_images(classifier, images) for images in (real, generated))
     precision, recall = precision_recall(a, b, nearest)

@@ -51,7 +51,11 @@ CLASSIFIERS = {
     "diffusion_feature": ("head on the model's features", 69.2),
     "convnet": ("plain convolutional network (paper: AlexNet)", 57.5),
     "resnet": ("residual network (paper: ResNet-18)", 70.6),
+    "resnet_bottleneck": ("residual network of bottlenecks (paper: ResNet-50)", 77.6),
+    "resnext": ("residual network of grouped bottlenecks (paper: ResNeXt-101)", 79.7),
+    "vit_large": ("vision transformer, larger patches and width (paper: ViT-L/32)", 78.0),
     "vit": ("vision transformer (paper: ViT-B/16)", 81.5),
+    "swin": ("vision transformer with shifted windows (paper: Swin-B)", 83.7),
 }
 """Rows of Table IV: key in metrics["classification"] -> name, and the paper's accuracy on 2000 images of ImageNet."""
 

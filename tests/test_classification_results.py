@@ -95,6 +95,7 @@ def test_table_4_shows_present_rows_beside_the_paper():
     lines = report.classification_table(metrics).splitlines()
     assert lines[2] == "| DIVE, exact reuse | **91.3** [88.0, 94.0] | 500 | 1,234 | \u2013 |"
     assert lines[3].endswith("| **95.0** [93.0, 97.0] | 500 | 1 | 70.6 |") and len(lines) == 4
+    assert [row["key"] for row in report.classification_rows(metrics)] == ["dive_exact", "resnet"], "the others to come"
     assert report.classification_table({}) == "" and report.readme_tables({}) == report.results_table({})
     assert report.readme_tables(metrics).endswith(report.classification_table(metrics))
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from dive_lib import class_diagnosis, classifiers, dit, image_encoder, parameters, synthetic_images
+from dive_lib import class_diagnosis, classifiers, comparison_backbones, dit, image_encoder, parameters
+from dive_lib import synthetic_images
 from dive_lib.class_images import read_split
-from dive_lib.train import TrainingConfig, train
+from dive_lib.train import TrainingConfig
 from tests import class_world
 
 
@@ -28,27 +30,77 @@ def toy(count=60):
 
 @pytest.mark.parametrize("settings", [{"kind": "convnet", "widths": [8, 16]},
                                       {"kind": "resnet", "widths": [8, 8], "blocks": 1, "stem": "pixels"},
+                                      {"kind": "resnet", "widths": [4, 8], "blocks": [1, 2], "stem": "pixels",
+                                       "bottleneck": True, "groups": 2, "inner": 2},
+                                      {"kind": "swin", "patch": 2, "width": 16, "depths": [2, 1], "heads": [2, 2],
+                                       "window": 2},
                                       {"kind": "vit", "patch": 4, "width": 16, "layers": 1, "heads": 2}])
 def test_every_kind_learns(settings, tmp_path):
     images, labels = toy()
-    torch.manual_seed(0)
-    model = classifiers.make(settings, channels=1, classes=3, image_size=8)
     take = images.__getitem__
     config = TrainingConfig(steps=60, lr=0.01, batch_size=16, ema=0.9)
-    losses = train(model, classifiers.classifier_loss(take, labels, 16), config, scratch=tmp_path, identity="toy")
-    classifiers.calibrate(model, take, len(labels), batch=16, batches=5)
+    shape = {"channels": 1, "classes": 3, "image_size": 8}
+    model = classifiers.fit(settings, shape, take, labels, config, directory=tmp_path / "net", identity="toy")
     answers = classifiers.predict(model, take, len(labels))
-    assert losses[-1] < losses[0] and sum(a == b for a, b in zip(answers, labels.tolist())) >= 57
+    assert sum(a == b for a, b in zip(answers, labels.tolist())) >= 57
+    kept = classifiers.load(tmp_path / "net")
+    assert classifiers.predict(kept, take, len(labels)) == answers and not kept.training
+
+
+def count(settings, image_size=224) -> int:
+    with torch.device("meta"):
+        network = classifiers.make(settings, channels=3, classes=1000, image_size=image_size)
+    return sum(p.numel() for p in network.parameters())
 
 
 def test_kinds_and_sizes():
+    deep = {"kind": "resnet", "blocks": [3, 4, 6, 3], "bottleneck": True}
+    assert count({"kind": "resnet"}) == 11_689_512, "ResNet-18"
+    assert count(deep) == 25_557_032, "ResNet-50"
+    assert count(deep | {"groups": 32, "inner": 2}) == 25_028_904, "ResNeXt-50 32x4d"
+    assert count(deep | {"blocks": [3, 4, 23, 3], "groups": 32, "inner": 4}) == 88_791_336, "ResNeXt-101 32x8d"
+    assert count({"kind": "alexnet"}) == 61_100_840, "AlexNet"
+    assert count({"kind": "swin"}) == 87_768_224, "Swin-B"
     networks = parameters.named("architectures", "classifiers", "paper")
-    resnet = classifiers.make(networks["resnet"], channels=3, classes=1000, image_size=256)
-    assert sum(p.numel() for p in resnet.parameters()) == 11_689_512, "ResNet-18"
-    with pytest.raises(ValueError, match="kind must be one of"):
-        classifiers.make({"kind": "mlp"}, channels=1, classes=2, image_size=8)
-    with pytest.raises(ValueError, match="stem"):
-        classifiers.ResNet(1, 2, 8, stem="other")
+    assert count(networks["resnext"]["network"]) == 88_791_336 and count(networks["synthetic_data"]) == 25_557_032
+    assert count(networks["convnet"]["network"]) == 61_100_840
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"kind": "mlp"}, "kind must be one of"),
+    ({"kind": "resnet", "stem": "other"}, "stem"),
+    ({"kind": "resnet", "blocks": [1, 2]}, "4 widths need as many numbers of blocks"),
+    ({"kind": "resnet", "groups": 2}, "settings of bottleneck blocks"),
+    ({"kind": "alexnet"}, "at least 63 pixels, got 8"),
+    ({"kind": "swin", "patch": 4, "depths": [1, 1, 1], "heads": [1, 2, 4]}, "8 pixels, patches of 4 .* do not fit"),
+    ({"kind": "swin", "patch": 1, "depths": [1, 1], "heads": [1], "window": 4}, "do not fit"),
+    ({"kind": "swin", "patch": 2, "depths": [1, 1], "heads": [1, 2], "window": 4}, "windows of 4 patches do not fit"),
+])
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        classifiers.make(settings, channels=1, classes=2, image_size=8)
+
+
+def test_basic_networks_have_lasting_names_and_draws():
+    """Saved networks, and what their seeds give, outlive additions to the kinds of blocks."""
+    torch.manual_seed(0)
+    network = classifiers.ResNet(1, 3, 8, widths=[4, 8], blocks=1, stem="pixels")
+    torch.manual_seed(0)
+    layers = {"0": nn.Conv2d(1, 4, 3, bias=False), "3.path.0": nn.Conv2d(4, 4, 3, bias=False),
+              "3.path.3": nn.Conv2d(4, 4, 3, bias=False), "4.path.0": nn.Conv2d(4, 8, 3, bias=False),
+              "4.path.3": nn.Conv2d(8, 8, 3, bias=False), "4.shortcut.0": nn.Conv2d(4, 8, 1, bias=False),
+              "7": nn.Linear(8, 3)}
+    state = network.state_dict()
+    assert all(torch.equal(state[f"{name}.weight"], layer.weight) for name, layer in layers.items())
+    assert "3.path.4.running_mean" in state and "4.shortcut.1.weight" in state
+
+
+def test_bottleneck_networks_have_stages_like_others():
+    network = classifiers.ResNet(3, 5, 16, widths=[4, 8], blocks=[2, 1], stem="pixels", bottleneck=True)
+    backbone = comparison_backbones.ResNetFeatures(network)
+    maps = backbone.features(torch.zeros(2, 3, 16, 16))
+    assert {stage: tuple(x.shape[1:]) for stage, x in maps.items()} == {"layer0": (16, 16, 16), "layer1": (32, 8, 8)}
+    assert backbone.channels == {"layer0": 16, "layer1": 32}
 
 
 def test_every_named_network_reads_images_of_its_profile():
