@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict:
         row["relative_cost"] = row["forward_equivalents"] / reference if reference else None
     settings = {"profile": options.profile, "subset": options.subset, "split": "val", "images": len(ids),
                 "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
-    weights = checkpoint.fingerprint(paths.runs(options.profile) / "layout_ldm" / "weights.safetensors")
+    weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")
     return measure.save("searches", settings, rows, folder=options.out, weights=weights)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dive_lib import paths
 from dive_lib.files import atomic_path, read_json, write_json
 
 
@@ -35,6 +36,11 @@ def load_weights(directory: Path | str, model: torch.nn.Module) -> torch.nn.Modu
     tensors, _ = load_tensors(Path(directory) / "weights.safetensors")
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def weights_fingerprint(directory: Path | str) -> str:
+    """What identifies the weights of a saved model in the description of a run; `directory` from the checkout on."""
+    return fingerprint(paths.ROOT / directory / "weights.safetensors")
 
 
 def freeze(model: torch.nn.Module) -> torch.nn.Module:

@@ -21,7 +21,7 @@ import torch
 from dive_lib import checkpoint, dit, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
 from dive_lib.class_images import ClassImages, read_split
-from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate
+from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate, evenly_spread
 from dive_lib.first_stage import device
 from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
 from dive_lib.inversion import fixed_pairs, invert
@@ -50,12 +50,13 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
     if settings.get("read") and not reading:
         raise ValueError(f"classification {method}: a shortlist that is read needs the folder of `learn_reading`")
-    known = {"reading": paths.shorten(reading), "reading_weights": _weights(reading)} if settings.get("read") else {}
+    known = {} if not settings.get("read") else {
+        "reading": paths.shorten(reading), "reading_weights": checkpoint.weights_fingerprint(reading)}
     images = data.digests.get(split) or _files(getattr(data, split), image_ids)
     return {"root": paths.shorten(data.root), "folder": data.names[split], "image_size": data.test.image_size,
             "channels": data.test.channels, "images": images, "encoder": data.encoder,
             "encoder_weights": image_encoder.fingerprint(data.encoder), "model": paths.shorten(model),
-            "model_weights": _weights(model), **known, "method": name,
+            "model_weights": checkpoint.weights_fingerprint(model), **known, "method": name,
             "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
             "image_ids": list(image_ids)}
 
@@ -89,7 +90,7 @@ class Runner:
 
     def __init__(self, spec: dict):
         self.spec = spec
-        if _weights(spec["model"]) != spec["model_weights"] or \
+        if checkpoint.weights_fingerprint(spec["model"]) != spec["model_weights"] or \
                 image_encoder.fingerprint(spec["encoder"]) != spec["encoder_weights"]:
             raise ValueError(f"{spec['model']} or {spec['encoder'] or 'pixels'}: the weights have changed since the "
                              "run was described; describe it anew")
@@ -131,10 +132,10 @@ class Runner:
         errors = class_errors(self.objective, latents, self.pairs).double().cpu()
         total, rows = len(self.pairs), []
         counts = sorted({max(1, total // part) for part in (20, 10, 5, 4, 3, 2)} | {total})
-        spread = {count: Elimination((1,), (count,)).stages(total)[0] for count in counts}
         for image in errors:
             mean = image.mean(1)
-            answers = [[count, self.classes[int(image[:, index].mean(1).argmin())]] for count, index in spread.items()]
+            answers = [[count, self.classes[int(image[:, evenly_spread(count, total)].mean(1).argmin())]]
+                       for count in counts]
             rows.append({"prediction": int(mean.argmin()), "errors": mean.tolist(), "by_pairs": answers,
                          "cost": Cost(forward=image.numel()).to_dict()})
         return rows
@@ -152,16 +153,16 @@ class Runner:
 
     def spread(self, count: int) -> Pairs:
         """So many of the pairs, evenly spread."""
-        return self.pairs[Elimination((1,), (count,)).stages(len(self.pairs))[0].to(self.pairs.t.device)]
+        return self.pairs[torch.tensor(evenly_spread(count, len(self.pairs)), device=self.pairs.t.device)]
 
     def _load_reading(self) -> LossReading:
         folder, rank = paths.ROOT / self.spec["reading"], self.spec["settings"]["rank_pairs"]
         fitted = checkpoint.load_config(folder)
-        if _weights(folder) != self.spec["reading_weights"] or fitted["pairs"] != rank or \
+        if checkpoint.weights_fingerprint(folder) != self.spec["reading_weights"] or fitted["pairs"] != rank or \
                 any(fitted["fitted"][key] != self.spec[key] for key in FITTED):
             raise ValueError(f"{self.spec['reading']}: fitted for another model, or for other pairs than the {rank} of "
                              "this run; fit it anew")
-        return load_reading(folder).restricted(self.classes).to(device())
+        return load_reading(folder, fitted).restricted(self.classes).to(device())
 
     def invert(self, latents: torch.Tensor) -> list[dict]:
         rows = []
@@ -191,10 +192,6 @@ class Runner:
         tokens = torch.stack([step.tokens[:, 0, 0].cpu() for step in steps], dim=1)
         return [{"image_id": image_id, "embeddings": moved[k], "classes": [self.classes[t] for t in tokens[k].tolist()]}
                 for k, image_id in enumerate(image_ids)]
-
-
-def _weights(folder: Path | str) -> str:
-    return checkpoint.fingerprint(paths.ROOT / folder / "weights.safetensors")
 
 
 def _files(images: ClassImages, image_ids: list[str]) -> str:

@@ -32,7 +32,7 @@ def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, 
         raise ValueError(f"start must be 'none' or 'truth', got {start!r}")
     InversionConfig(**(inversion or {}))
     SearchConfig(**(search or {}))
-    weights = {str(folder): checkpoint.fingerprint(paths.ROOT / folder / "weights.safetensors")
+    weights = {str(folder): checkpoint.weights_fingerprint(folder)
                for folder in (first_stage, layout_ldm, *prior)}
     return {"data": str(data), "split": split, "train_split": train_split, "image_ids": list(image_ids),
             "first_stage": str(first_stage), "layout_ldm": str(layout_ldm), "prior": [str(p) for p in prior],
@@ -62,7 +62,7 @@ class Runner:
         self.spec = spec
         device = "cuda" if torch.cuda.is_available() else "cpu"
         for folder, weights in spec["weights"].items():
-            if checkpoint.fingerprint(paths.ROOT / folder / "weights.safetensors") != weights:
+            if checkpoint.weights_fingerprint(folder) != weights:
                 raise ValueError(f"{folder}: the weights have changed since the run was described; describe it anew")
         self.first_stage = first_stage.load(paths.ROOT / spec["first_stage"]).to(device)
         self.ldm = layout_ldm.load(paths.ROOT / spec["layout_ldm"]).to(device)

@@ -14,6 +14,12 @@ from dive_lib.objective import Cost, Objective, Pairs
 from dive_lib.progress import Progress
 
 
+def evenly_spread(count: int, total: int) -> list[int]:
+    """`count` of the indices below `total`, as the published code spreads its timesteps."""
+    step = total // count
+    return list(range(step // 2, total, step)[:count])
+
+
 @dataclass
 class Classified:
     """The result for one image.
@@ -56,8 +62,7 @@ class Elimination:
             raise ValueError(f"the last stage asks for {self.pairs[-1]} pairs, but there are {total}")
         seen, stages = set(), []
         for count in self.pairs:
-            step = total // count
-            new = [k for k in range(step // 2, total, step)[:count] if k not in seen]
+            new = [k for k in evenly_spread(count, total) if k not in seen]
             seen.update(new)
             stages.append(torch.tensor(new, dtype=torch.long))
         return stages

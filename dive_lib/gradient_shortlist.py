@@ -56,9 +56,8 @@ def fit_reading(gradients: torch.Tensor, errors: torch.Tensor, strength: float) 
     return reading
 
 
-def load_reading(directory) -> LossReading:
-    """A reading written by `checkpoint.save_model`, whose configuration has pairs, width and classes."""
-    config = checkpoint.load_config(directory)
+def load_reading(directory, config: dict) -> LossReading:
+    """A reading written by `checkpoint.save_model`. config: `checkpoint.load_config` of the folder."""
     reading = LossReading(config["pairs"], config["width"], config["classes"])
     return checkpoint.freeze(checkpoint.load_weights(directory, reading))
 

@@ -110,34 +110,40 @@ class Segmentation:
         return self._labels[key][indices]
 
     @torch.no_grad()
-    def answer(self, head: nn.Module, scales: Scales, indices: torch.Tensor, text: torch.Tensor, size: int,
-               handicap: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, size, size) index of the nearest text for every pixel; similarities are enlarged, not answers.
-
-        handicap (K,): what is taken off the similarity to each text.
-        """
+    def similarities(self, head: nn.Module, scales: Scales, indices: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """(B, K, h, w) similarity of every pixel of the head's map to each text."""
         embeddings = head.eval()(*scales.take(indices)).permute(0, 2, 3, 1)
-        logits = similarity_logits(embeddings, text.to(embeddings.device))
-        logits = (logits if handicap is None else logits - handicap.to(logits.device)).permute(0, 3, 1, 2)
-        return F.interpolate(logits, (size, size), mode="bilinear", align_corners=False).argmax(1).cpu()
+        return similarity_logits(embeddings, text.to(embeddings.device)).permute(0, 3, 1, 2)
 
     def counts(self, head: nn.Module, source: Mapping, images: SegmentationImages, names: Sequence[int] | None = None,
-               handicap: float = 0.0, without: Sequence[int] = (), batch: int = 32) -> torch.Tensor:
+               handicap: float = 0.0) -> torch.Tensor:
         """(n, 3, K) of `task_metrics.overlaps` for all images. names: indices of the classes that can be answered.
 
-        handicap: taken off the similarity to every name that training showed, but the background (`choose_handicap`);
-        without: as in `train`.
+        handicap: taken off the similarity to every name that training showed, but the background (`choose_handicap`).
         """
+        return self.counts_by_handicap(head, source, images, [handicap], names)[0]
+
+    def counts_by_handicap(self, head: nn.Module, source: Mapping, images: SegmentationImages,
+                           handicaps: Sequence[float], names: Sequence[int] | None = None,
+                           without: Sequence[int] = (), batch: int = 32) -> list[torch.Tensor]:
+        """`counts` under each of the handicaps, with the network run once. without: as in `train`."""
         scales = self.bench.scales(images, source, self.train_images)
         names = torch.arange(len(images.classes)) if names is None else torch.as_tensor(names)
         text = self.bench.text([images.classes[k] for k in names])
         shown = {self.train_images.classes[k] for k in self.seen if k not in without} - set(images.background)
-        less = handicap * torch.tensor([float(images.classes[k] in shown) for k in names])
-        rows = []
+        less = torch.tensor([float(images.classes[k] in shown) for k in names], device=device())[:, None, None]
+        size, rows = images.image_size, [[] for _ in handicaps]
         for part in torch.arange(len(images)).split(batch):
-            answers = names[self.answer(head, scales, part, text, images.image_size, less)]
-            rows.append(overlaps(answers, self.labels(images, part, images.image_size), len(images.classes)))
-        return torch.cat(rows)
+            logits, labels = self.similarities(head, scales, part, text), self.labels(images, part, size)
+            for own, handicap in zip(rows, handicaps):
+                answers = names[nearest_text(logits - handicap * less, size)]
+                own.append(overlaps(answers, labels, len(images.classes)))
+        return [torch.cat(own) for own in rows]
+
+
+def nearest_text(similarities: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, size, size) index of the text nearest to every pixel: similarities (B, K, h, w) are enlarged, not answers."""
+    return F.interpolate(similarities, (size, size), mode="bilinear", align_corners=False).argmax(1).cpu()
 
 
 def groups(images: SegmentationImages) -> dict[str, list[int]]:
@@ -175,15 +181,13 @@ def choose_handicap(task: Segmentation, source: Mapping, values: Sequence[float]
     mean: harmonic, of both groups' mIoU.
     """
     images, drawn = task.bench.data.segmentation_val, np.random.RandomState(seed)
-    names = groups(images)["all"]
-    names = [k for k in names if images.classes[k] not in task.train_images.unseen]
+    names = [k for k in task.seen if images.classes[k] not in images.background]
     if not 0 < held_out < len(names):
         raise ValueError(f"{held_out} of {len(names)} seen names cannot be held out; choose between 1 and one less")
     kept_back = sorted(drawn.permutation(names)[:held_out].tolist())
     parts = {"seen": [k for k in names if k not in kept_back], "unseen": kept_back}
     head, rows = task.train(source, seed, without=kept_back), []
-    for handicap in values:
-        counts = task.counts(head, source, images, task.seen, handicap=handicap, without=kept_back)
+    for handicap, counts in zip(values, task.counts_by_handicap(head, source, images, values, task.seen, kept_back)):
         found = evaluate_segmentation(counts, parts, resamples=1)
         seen, unseen = (found.get(f"mIoU_{kind}", 0.0) for kind in parts)
         mean = 2 * seen * unseen / max(seen + unseen, 1e-9)

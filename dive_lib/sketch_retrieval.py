@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from dive_lib import paths, text_heads
 from dive_lib.progress import Progress
-from dive_lib.sketch_data import SketchPart, SketchSet
+from dive_lib.sketch_data import SketchSet
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_metrics import evaluate_retrieval
 from dive_lib.u_head import RETRIEVAL
@@ -45,6 +45,12 @@ class SketchRetrieval:
         return tuple(torch.from_numpy(text_heads.pooled(self.bench.scales(images, source, like), side))
                      for images, like in ((part.sketches, train.sketches), (part.photos, train.photos)))
 
+    def pixels(self, split: str, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw pixels, reduced to side x side, as vectors."""
+        part = getattr(self.part, split)
+        return tuple(F.interpolate(self.bench.pixels(images), (side, side), mode="area").flatten(1)
+                     for images in (part.sketches, part.photos))
+
     def evaluate(self, vectors: tuple[torch.Tensor, torch.Tensor], split: str, seed: int = 0) -> dict:
         """The row of numbers of `task_metrics.evaluate_retrieval`."""
         part = getattr(self.part, split)
@@ -65,12 +71,6 @@ def compare(tasks: Sequence[SketchRetrieval], candidates: Sequence[Mapping], see
                     progress.update()
             rows.append({**candidate, "mAP": round(sum(values) / len(values), 4)})
     return sorted(rows, key=lambda row: -row["mAP"])  # stable: the first of equals wins
-
-
-def pixels(part: SketchPart, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raw pixels of sketches and photos, reduced to side x side, as vectors."""
-    return tuple(F.interpolate(images.load_images(range(len(images))), (side, side), mode="area").flatten(1)
-                 for images in (part.sketches, part.photos))
 
 
 def mean_rows(rows: Sequence[Mapping]) -> dict:

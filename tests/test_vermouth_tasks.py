@@ -100,7 +100,7 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
     assert row["queries"] == 5 and row["gallery"] == 10 and set(row["by_class"]) == set(range(5))
     assert sketch_retrieval.compare([task], [SOURCE], 1)[0]["mAP"] > 0
     assert sketch_retrieval.mean_rows([row, row])["by_seed"] == [row["mAP"]] * 2
-    assert [len(vectors) for vectors in sketch_retrieval.pixels(part.test, 4)] == [5, 10]
+    assert [len(vectors) for vectors in task.pixels("test", 4)] == [5, 10]
 
 
 @pytest.mark.parametrize("kind", ["pyramid", "finest"])
