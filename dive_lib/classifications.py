@@ -7,7 +7,8 @@ eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination
 invert      DIVE, Algorithm 1: the settings of `InversionConfig`; lr_std in place of lr is the rate in standard
             deviations of the vocabulary, on which a good rate depends (published: about a half)
 shortlist   a few classes by one gradient, then elimination: rank_pairs, size, keep, pairs; read: whether the
-            gradient is read by a fitted `gradient_shortlist.LossReading` (`learn_reading`)
+            gradient is read by a fitted `gradient_shortlist.LossReading` (`learn_reading`), and trust: for how many
+            pairs its prediction counts in the elimination
 
     python -m dive_lib.classifications FOLDER --shard 0/2
 """
@@ -30,7 +31,7 @@ from dive_lib.inversion_result import Inverted, Step
 from dive_lib.objective import Cost, Objective, Pairs
 
 METHODS = {"enumerate": set(), "eliminate": {"keep", "pairs"},
-           "shortlist": {"read", "rank_pairs", "size", "keep", "pairs"}}
+           "shortlist": {"read", "trust", "rank_pairs", "size", "keep", "pairs"}}
 """Settings of each method; "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
@@ -48,6 +49,8 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     elif name not in METHODS or set(settings) != METHODS[name]:
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
+    if settings.get("trust") and not settings["read"]:
+        raise ValueError(f"classification {method}: only the prediction of a reading can be trusted; set trust to 0")
     if settings.get("read") and not reading:
         raise ValueError(f"classification {method}: a shortlist that is read needs the folder of `learn_reading`")
     known = {} if not settings.get("read") else {
@@ -144,12 +147,11 @@ class Runner:
         return _described(eliminate(self.objective, latents, self.pairs, Elimination(**self.spec["settings"])))
 
     def shortlist(self, latents: torch.Tensor) -> list[dict]:
-        settings = dict(self.spec["settings"])
-        rank, size = settings.pop("rank_pairs"), settings.pop("size")
-        settings.pop("read")
-        size = min(size, len(self.classes))
-        return _described(classify_by_shortlist(self.objective, latents, self.spread(rank), self.pairs, size,
-                                                Elimination(**settings), self.reading))
+        settings = self.spec["settings"]
+        rank, size, trust = settings["rank_pairs"], settings["size"], settings["trust"]
+        elimination = Elimination(settings["keep"], settings["pairs"])
+        return _described(classify_by_shortlist(self.objective, latents, self.spread(rank), self.pairs,
+                                                min(size, len(self.classes)), elimination, self.reading, trust))
 
     def spread(self, count: int) -> Pairs:
         """So many of the pairs, evenly spread."""

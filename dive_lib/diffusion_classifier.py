@@ -99,10 +99,12 @@ def enumerate_classes(objective: Objective, latents: torch.Tensor, pairs: Pairs)
 
 
 def eliminate(objective: Objective, latents: torch.Tensor, pairs: Pairs, elimination: Elimination,
-              candidates: torch.Tensor | None = None) -> list[Classified]:
+              candidates: torch.Tensor | None = None, predicted: torch.Tensor | None = None,
+              trust: float = 0.0) -> list[Classified]:
     """The adaptive Diffusion Classifier, for latents (I, 4, h, w), on fixed pairs.
 
-    candidates: classes (I, M) among which the first stage chooses, all by default.
+    candidates: classes (I, M) among which the first stage chooses, all by default. predicted (I, K): an estimate of
+    every class's mean error, up to a number for each image, that counts as `trust` pairs beside the evaluated ones.
     """
     classes = len(objective.ldm.grid.classes)
     if candidates is None:
@@ -114,7 +116,8 @@ def eliminate(objective: Objective, latents: torch.Tensor, pairs: Pairs, elimina
             errors = class_errors(objective, latents, pairs[new.to(latents.device)], candidates)
             sums.scatter_add_(1, candidates, errors.double().sum(2).cpu())
             evaluated.scatter_add_(1, candidates, torch.full(candidates.shape, float(len(new))))
-        means = (sums / evaluated).gather(1, candidates)
+        means = (sums / evaluated if predicted is None else
+                 (sums + trust * predicted.cpu()) / (evaluated + trust)).gather(1, candidates)
         best = means.argsort(dim=1, stable=True)[:, :keep]
         candidates = candidates.gather(1, best)
         predictions = candidates[:, 0]

@@ -82,28 +82,35 @@ def class_gradients(objective: Objective, latents: torch.Tensor, pairs: Pairs,
     return torch.cat(parts).view(len(latents), len(pairs), -1)
 
 
-def rank_classes(objective: Objective, latents: torch.Tensor, pairs: Pairs, state: int | None = None,
-                 reading: LossReading | None = None) -> torch.Tensor:
-    """(I, K) all classes for latents (I, 4, h, w), the most likely first: by their loss to first order around `state`,
-    or as `reading` has it, which was fitted at the null class on these pairs."""
+def predicted_losses(objective: Objective, latents: torch.Tensor, pairs: Pairs, state: int | None = None,
+                     reading: LossReading | None = None) -> torch.Tensor:
+    """(I, K) loss of all classes for latents (I, 4, h, w), up to a number for each image: to first order around
+    `state`, or as `reading` has it, which was fitted at the null class on these pairs."""
     gradients = class_gradients(objective, latents, pairs, state)
     if reading is not None:
-        return reading(gradients).argsort(dim=1, stable=True).cpu()
-    # L(v) - g . v is the same for all classes.
-    table = objective.ldm.vocabulary.table(0)[:-1]
-    return (gradients.sum(1) @ table.T).argsort(dim=1, stable=True).cpu()
+        return reading(gradients)
+    return gradients.mean(1) @ objective.ldm.vocabulary.table(0)[:-1].T  # L(v) - g . v is the same for all classes
+
+
+def rank_classes(predicted: torch.Tensor) -> torch.Tensor:
+    """(I, K) all classes, the most likely first, by their predicted losses (I, K)."""
+    return predicted.argsort(dim=1, stable=True).cpu()
 
 
 def classify_by_shortlist(objective: Objective, latents: torch.Tensor, rank_pairs: Pairs, pairs: Pairs, size: int,
-                          elimination: Elimination, reading: LossReading | None = None) -> list[Classified]:
+                          elimination: Elimination, reading: LossReading | None = None,
+                          trust: float = 0.0) -> list[Classified]:
     """Ranks the classes by the gradients on rank_pairs, and eliminates among the `size` first ones on pairs.
 
+    trust: number of pairs for which a prediction counts in the elimination. Far classes lie beyond the first order, so
+    only a reading's predictions deserve any.
     Raises ValueError for a shortlist of no class or of more classes than there are.
     """
     classes = len(objective.ldm.grid.classes)
     if not 1 <= size <= classes:
         raise ValueError(f"the shortlist must hold 1 to {classes} classes, got {size}")
-    shortlist = rank_classes(objective, latents, rank_pairs, reading=reading)[:, :size]
+    predicted = predicted_losses(objective, latents, rank_pairs, reading=reading)
+    shortlist = rank_classes(predicted)[:, :size]
     ranking = Cost(forward=len(rank_pairs), backward=len(rank_pairs))
     return [replace(result, cost=ranking + result.cost)
-            for result in eliminate(objective, latents, pairs, elimination, shortlist)]
+            for result in eliminate(objective, latents, pairs, elimination, shortlist, predicted, trust)]

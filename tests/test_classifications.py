@@ -12,7 +12,8 @@ from tests.class_world import CLASSES, DIVE, PAIRS
 from tests.test_class_data import AUTOENCODER, folder
 
 ELIMINATE = {"method": "eliminate", "keep": [3, 1], "pairs": [2, 6]}
-SHORTLIST = {"method": "shortlist", "read": False, "rank_pairs": 3, "size": 3, "keep": [2, 1], "pairs": [2, 6]}
+SHORTLIST = {"method": "shortlist", "read": False, "trust": 0.0, "rank_pairs": 3, "size": 3, "keep": [2, 1],
+             "pairs": [2, 6]}
 
 
 @pytest.fixture
@@ -177,6 +178,8 @@ def test_a_reading_is_fitted_without_labels_and_used_for_its_own_model_alone(wor
     folder, read = tmp_path / "runs" / "reading", SHORTLIST | {"read": True, "size": 2}
     with pytest.raises(ValueError, match="needs the folder of `learn_reading`"):
         spec(world, read)
+    with pytest.raises(ValueError, match="only the prediction of a reading can be trusted"):
+        spec(world, SHORTLIST | {"trust": 1.0})
     described = spec(world, {"method": "enumerate"}, split="train", image_ids=world.ids("train"))
     results = classifications.run(tmp_path / "train", described)
     cost = classifications.learn_reading(folder, described, results, 3, 0.1)
@@ -187,6 +190,9 @@ def test_a_reading_is_fitted_without_labels_and_used_for_its_own_model_alone(wor
     assert (folder / "weights.safetensors").read_bytes() == before
     answered = classifications.run(tmp_path / "read", spec(world, read, reading=folder))
     assert all(r["cost"]["forward_equivalents"] == 2 * 3 + 2 * 6 for r in answered)
+    ranked = classifications.run(tmp_path / "one", spec(world, read | {"size": 1}, reading=folder))
+    trusted = classifications.run(tmp_path / "trusted", spec(world, read | {"trust": 1e9}, reading=folder))
+    assert answers(trusted) == answers(ranked), "the first of the ranking wins"
     few = [i for i in world.ids("test") if i[0] in "bd"]
     cut = classifications.run(tmp_path / "cut", spec(world, read, reading=folder, image_ids=few, classes=[1, 3]))
     assert {r["prediction"] for r in cut} <= {1, 3}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dive_lib.diffusion_classifier import Elimination, class_errors, eliminate, enumerate_classes
-from dive_lib.gradient_shortlist import classify_by_shortlist, rank_classes
+from dive_lib.gradient_shortlist import classify_by_shortlist, predicted_losses, rank_classes
 from dive_lib.objective import Objective, Pairs
 from dive_lib.schedule import evenly_spaced
 from tests import tiny
@@ -102,19 +102,31 @@ def test_ranking_is_exact_where_the_loss_is_linear(pairs):
     objective, latents = Objective(model), tiny.latents(3).double()
     pairs = Pairs(pairs.t, pairs.noise.double(), pairs.prior_noise)
     expected = class_errors(objective, latents, pairs).mean(2).argsort(1)
-    assert torch.equal(rank_classes(objective, latents, pairs), expected)
+    assert torch.equal(rank_classes(predicted_losses(objective, latents, pairs)), expected)
 
 
 def test_the_shortlist_alone_is_evaluated(objective, pairs):
     few = pairs[torch.tensor([3, 9, 15])]
-    ranked = rank_classes(objective, tiny.latents(2), few)
+    ranked = rank_classes(predicted_losses(objective, tiny.latents(2), few))
     assert ranked.sort(1).values.tolist() == [list(range(CLASSES))] * 2
-    assert not torch.equal(ranked, rank_classes(objective, tiny.latents(2), few, state=2))
+    assert not torch.equal(ranked, rank_classes(predicted_losses(objective, tiny.latents(2), few, state=2)))
     for order, result in zip(ranked, classify_by_shortlist(objective, tiny.latents(2), few, pairs, 2,
                                                            Elimination((1,), (COUNT,)))):
         assert result.prediction in order[:2].tolist()
         assert result.evaluated[order[:2]].tolist() == [COUNT] * 2 and result.errors[order[2:]].isinf().all()
         assert result.cost.forward == 3 + 2 * COUNT and result.cost.backward == 3
+
+
+def test_a_trusted_prediction_counts_as_so_many_pairs(objective, pairs):
+    latents, elimination = tiny.latents(2), Elimination((1,), (5,))
+    measured = torch.stack([result.errors for result in eliminate(objective, latents, pairs, elimination)])
+    predicted = torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(0))
+    for trust in (0.0, 3.0, 1e6):
+        found = eliminate(objective, latents, pairs, elimination, predicted=predicted, trust=trust)
+        mixed = (5 * measured + trust * predicted) / (5 + trust)
+        assert [result.prediction for result in found] == mixed.argmin(1).tolist()
+        assert torch.equal(torch.stack([result.errors for result in found]), measured), "errors are those measured"
+    assert mixed.argmin(1).tolist() == predicted.argmin(1).tolist() != measured.argmin(1).tolist()
 
 
 @pytest.mark.parametrize("keep, counts", [((), ()), ((1,), (2, 4)), ((2, 3), (2, 4)), ((2, 1), (4, 4)), ((0,), (1,))])
@@ -136,4 +148,4 @@ def test_refuses_bad_input(objective, pairs):
     with pytest.raises(ValueError, match="1 to 6 classes"):
         classify_by_shortlist(objective, latents, pairs, pairs, 7, Elimination((1,), (5,)))
     with pytest.raises(ValueError, match="at least one pair"):
-        rank_classes(objective, latents, pairs[:0])
+        predicted_losses(objective, latents, pairs[:0])
