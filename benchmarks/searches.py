@@ -31,6 +31,7 @@ CANDIDATES = {
     "prior_weight_0.3": {"inversion": {}, "weight": 0.3},
     "without_weight_decay": {"inversion": {"weight_decay": 0.0}},
     "illegal_boxes_allowed": {"inversion": {"legal": False}},
+    "gradient_outside_vocabulary": {"inversion": {"in_vocabulary": False}},  # the monitor stays inside
     "all_timesteps": {"inversion": {"t_low": 0, "t_high": 1000, "t_interval": 20}},
     "seldom_monitored": {"inversion": {"monitor_every": 15, "monitor_pairs": 25}},
     "smaller_rate_and_eps": {"inversion": {"lr": 0.1, "eps": 0.0003}},

@@ -2,7 +2,7 @@
 
 Methods, all on the same (t, noise) pairs, one for each of evenly spaced timesteps:
 
-enumerate   the Diffusion Classifier: every class on every pair
+enumerate   the Diffusion Classifier: every class on every pair, or on `pairs` evenly spread ones
 eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination`)
 invert      DIVE, Algorithm 1: the settings of `InversionConfig`; lr_std in place of lr is the rate in standard
             deviations of the vocabulary, on which a good rate depends (published: about a half)
@@ -30,9 +30,9 @@ from dive_lib.inversion_config import InversionConfig
 from dive_lib.inversion_result import Inverted, Step
 from dive_lib.objective import Cost, Objective, Pairs
 
-METHODS = {"enumerate": set(), "eliminate": {"keep", "pairs"},
+METHODS = {"enumerate": {"pairs"}, "eliminate": {"keep", "pairs"},
            "shortlist": {"read", "trust", "rank_pairs", "size", "keep", "pairs"}}
-"""Settings of each method; "invert" takes those of InversionConfig."""
+"""Settings of each method; "enumerate" has a default for its own, "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
 
@@ -46,7 +46,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     name = method.get("method")
     if name == "invert":
         InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **pairs, seed=seed)
-    elif name not in METHODS or set(settings) != METHODS[name]:
+    elif name not in METHODS or set(settings) != METHODS[name] and (name != "enumerate" or settings):
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
     if settings.get("trust") and not settings["read"]:
@@ -132,13 +132,15 @@ class Runner:
 
     def enumerate(self, latents: torch.Tensor) -> list[dict]:
         """Also the errors of all classes, and the answers on fewer pairs."""
-        errors = class_errors(self.objective, latents, self.pairs).double().cpu()
-        total, rows = len(self.pairs), []
-        counts = sorted({max(1, total // part) for part in (20, 10, 5, 4, 3, 2)} | {total})
+        pairs = self.spread(self.spec["settings"].get("pairs", len(self.pairs)))
+        errors = class_errors(self.objective, latents, pairs).double().cpu()
+        counts = sorted({max(1, len(pairs) // part) for part in (20, 10, 5, 4, 3, 2)} | {len(pairs)})
+        subsets = {count: evenly_spread(count, len(pairs)) for count in counts}
+        rows = []
         for image in errors:
             mean = image.mean(1)
-            answers = [[count, self.classes[int(image[:, evenly_spread(count, total)].mean(1).argmin())]]
-                       for count in counts]
+            answers = [[count, self.classes[int(image[:, subset].mean(1).argmin())]]
+                       for count, subset in subsets.items()]
             rows.append({"prediction": int(mean.argmin()), "errors": mean.tolist(), "by_pairs": answers,
                          "cost": Cost(forward=image.numel()).to_dict()})
         return rows

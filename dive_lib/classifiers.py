@@ -141,11 +141,13 @@ class Swin(nn.Module):
 
     patch: side of a patch in pixels. width: channels of the first stage, doubled in each of the next. depths, heads:
     layers and attention heads of each stage. window: side of the attention's windows in patches; every second layer
-    shifts them by half, where the map is larger than a window. The defaults are Swin-B.
+    shifts them by half, where the map is larger than a window. positions: learned positions of the patches beside the
+    relative ones within windows (an option of Swin). The defaults are Swin-B.
     """
 
     def __init__(self, channels: int, classes: int, image_size: int, patch: int = 4, width: int = 128,
-                 depths: Sequence[int] = (2, 2, 18, 2), heads: Sequence[int] = (4, 8, 16, 32), window: int = 7):
+                 depths: Sequence[int] = (2, 2, 18, 2), heads: Sequence[int] = (4, 8, 16, 32), window: int = 7,
+                 positions: bool = False):
         from transformers import SwinConfig, SwinForImageClassification
         last = patch * 2 ** (len(depths) - 1)
         if len(depths) != len(heads) or image_size % last or image_size // last < window:
@@ -154,7 +156,7 @@ class Swin(nn.Module):
         super().__init__()
         self.network = SwinForImageClassification(SwinConfig(
             image_size=image_size, patch_size=patch, num_channels=channels, embed_dim=width, depths=list(depths),
-            num_heads=list(heads), window_size=window, num_labels=classes))
+            num_heads=list(heads), window_size=window, num_labels=classes, use_absolute_embeddings=positions))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images).logits

@@ -15,7 +15,9 @@ from dive_lib.progress import Progress
 
 
 def evenly_spread(count: int, total: int) -> list[int]:
-    """`count` of the indices below `total`, as the published code spreads its timesteps."""
+    """`count` of the indices below `total`, as the published code spreads its timesteps. ValueError for more."""
+    if not 1 <= count <= total:
+        raise ValueError(f"{count} of {total} pairs were asked for; choose from 1 to {total}")
     step = total // count
     return list(range(step // 2, total, step)[:count])
 
@@ -109,6 +111,8 @@ def eliminate(objective: Objective, latents: torch.Tensor, pairs: Pairs, elimina
     classes = len(objective.ldm.grid.classes)
     if candidates is None:
         candidates = torch.arange(classes).expand(len(latents), -1)
+    if predicted is None:
+        predicted, trust = torch.zeros(()), 0.0
     candidates = candidates.sort(1).values  # of equal errors the class with the lower number is kept
     sums, evaluated = torch.zeros(len(latents), classes, dtype=torch.float64), torch.zeros(len(latents), classes)
     for keep, new in zip(elimination.keep, elimination.stages(len(pairs))):
@@ -116,8 +120,7 @@ def eliminate(objective: Objective, latents: torch.Tensor, pairs: Pairs, elimina
             errors = class_errors(objective, latents, pairs[new.to(latents.device)], candidates)
             sums.scatter_add_(1, candidates, errors.double().sum(2).cpu())
             evaluated.scatter_add_(1, candidates, torch.full(candidates.shape, float(len(new))))
-        means = (sums / evaluated if predicted is None else
-                 (sums + trust * predicted.cpu()) / (evaluated + trust)).gather(1, candidates)
+        means = ((sums + trust * predicted.cpu()) / (evaluated + trust)).gather(1, candidates)
         best = means.argsort(dim=1, stable=True)[:, :keep]
         candidates = candidates.gather(1, best)
         predictions = candidates[:, 0]

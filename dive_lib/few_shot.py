@@ -33,8 +33,8 @@ class FewShot:
         scales = self.bench.scales(self.part.train, source)
         chosen = draw_shots(self.part.train.labels, shots, draw)
         head = text_heads.make(scales, self.text.shape[1], settings, draw)
-        text_heads.fit(head, [(scales, chosen, self.part.train.labels[chosen])], self.text, CLASSIFICATION,
-                       training(settings, len(chosen), draw), scratch=paths.scratch() / "few_shot")
+        text_heads.fit(self.bench, head, [(scales, chosen, self.part.train.labels[chosen])], self.text, CLASSIFICATION,
+                       training(settings, len(chosen), draw), task="few_shot")
         images = getattr(self.part, split)
         embeddings = text_heads.embed(head, self.bench.scales(images, source, self.part.train))
         return (text_heads.answers(embeddings, self.text) == images.labels).numpy()

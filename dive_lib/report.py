@@ -22,7 +22,6 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "DIVE, best search",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
-           "monitored_in_vocabulary": "gradient outside it, monitor inside",
            "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
 """Rows of the results table: key in metrics["detection"] -> name."""
 
@@ -49,15 +48,16 @@ CLASSIFIERS = {
     "dive_without_in_vocabulary": ("DIVE without in-vocabulary search", 60.3),
     "synthetic_data": ("network trained on generated images", 67.1),
     "diffusion_feature": ("head on the model's features", 69.2),
-    "convnet": ("plain convolutional network (paper: AlexNet)", 57.5),
-    "resnet": ("residual network (paper: ResNet-18)", 70.6),
-    "resnet_bottleneck": ("residual network of bottlenecks (paper: ResNet-50)", 77.6),
-    "resnext": ("residual network of grouped bottlenecks (paper: ResNeXt-101)", 79.7),
-    "vit_large": ("vision transformer, larger patches and width (paper: ViT-L/32)", 78.0),
-    "vit": ("vision transformer (paper: ViT-B/16)", 81.5),
-    "swin": ("vision transformer with shifted windows (paper: Swin-B)", 83.7),
+    "convnet": ("plain convolutions (AlexNet)", 57.5),
+    "resnet": ("residual network (ResNet-18)", 70.6),
+    "resnet_bottleneck": ("bottleneck blocks (ResNet-50)", 77.6),
+    "resnext": ("grouped bottlenecks (ResNeXt-101)", 79.7),
+    "vit_large": ("vision transformer (ViT-L/32)", 78.0),
+    "vit": ("smaller patches and width (ViT-B/16)", 81.5),
+    "swin": ("shifted windows (Swin-B)", 83.7),
 }
-"""Rows of Table IV: key in metrics["classification"] -> name, and the paper's accuracy on 2000 images of ImageNet."""
+"""Rows of Table IV: key in metrics["classification"] -> name, in brackets the network that the paper has in this place,
+and the paper's accuracy on 2000 images of ImageNet."""
 
 
 def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> dict:

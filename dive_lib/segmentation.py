@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib import paths
 from dive_lib.checkpoint import fingerprint
 from dive_lib.first_stage import device
-from dive_lib.progress import Progress, silent
+from dive_lib.progress import Progress
 from dive_lib.segmentation_data import IGNORED, SegmentationImages
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_features import Scales
 from dive_lib.task_metrics import evaluate_segmentation, overlaps
-from dive_lib.train import train
 from dive_lib.u_head import SEGMENTATION, Adapter, FuseBlock, similarity_logits, text_loss
 
 
@@ -94,11 +92,8 @@ class Segmentation:
             return text_loss(embeddings.permute(0, 2, 3, 1)[valid], text, labels.to(embeddings.device)[valid],
                              **SEGMENTATION)
 
-        with silent():
-            train(head, loss_of, training(settings, len(scales), seed), scratch=paths.scratch() / "segmentation",
-                  identity=fingerprint(scales.identity, names, text, settings, *head.state_dict().values()),
-                  label="segmentation")
-        return head
+        return self.bench.train_head(head, loss_of, training(settings, len(scales), seed), task="segmentation",
+                                     identity=fingerprint(scales.identity, names, text, settings))
 
     def labels(self, images: SegmentationImages, indices: torch.Tensor, size: int) -> torch.Tensor:
         """(B, size, size) label maps, kept in memory where features are."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from dive_lib import paths, text_heads
+from dive_lib import text_heads
 from dive_lib.progress import Progress
 from dive_lib.sketch_data import SketchSet
 from dive_lib.task_bench import Bench, training
@@ -30,8 +30,8 @@ class SketchRetrieval:
             pieces.append((self.bench.scales(images, source), chosen, images.labels[chosen]))
         head = text_heads.make(pieces[0][0], self.text.shape[1], settings, seed)
         images = sum(len(chosen) for _, chosen, _ in pieces)
-        return text_heads.fit(head, pieces, self.text, RETRIEVAL, training(settings, images, seed),
-                              scratch=paths.scratch() / "sketch_retrieval")
+        return text_heads.fit(self.bench, head, pieces, self.text, RETRIEVAL, training(settings, images, seed),
+                              task="sketch_retrieval")
 
     def embed(self, head: torch.nn.Module, source: Mapping, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors (q, d) of the sketches and (g, d) of the photos of a split."""

@@ -3,15 +3,19 @@
 No condition ever holds a label: denoisers run under the empty one, so nothing of the answer enters the features.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 
 from dive_lib import backbones, paths, vermouth_data
+from dive_lib.checkpoint import fingerprint
 from dive_lib.feature_cache import FeatureCache
+from dive_lib.progress import silent
 from dive_lib.task_features import Scales
 from dive_lib.text_targets import PHOTO, AttributeWords, ClipText
-from dive_lib.train import TrainingConfig
+from dive_lib.train import TrainingConfig, train
 
 
 class Bench:
@@ -28,6 +32,7 @@ class Bench:
         self._backbones: dict = {}
         self._scales: dict = {}
         self._pixels: dict = {}
+        self._heads: dict = {}
 
     def backbone(self, name: str):
         if name not in self._backbones:
@@ -59,6 +64,22 @@ class Bench:
     def text(self, names: Sequence[str]) -> torch.Tensor:
         """(K, d) unit vectors of class names."""
         return self.encoder.encode(names)
+
+    def train_head(self, head: torch.nn.Module, loss_of: Callable, config: TrainingConfig, *, task: str,
+                   identity: str) -> torch.nn.Module:
+        """Trains a head in place; where one was trained alike before, this takes over its weights, the same bytes.
+
+        loss_of: see `train`. task: names the folder of interrupted trainings. identity: of everything but the head's
+        first weights and `config` that determines the result. A table's reference row and the best of the settings
+        that were compared are such heads.
+        """
+        key = fingerprint(asdict(config), identity, type(head).__name__, *head.state_dict().values())
+        if key not in self._heads:
+            with silent():
+                train(head, loss_of, config, scratch=paths.scratch() / task, identity=key, label=task)
+            self._heads[key] = copy.deepcopy(head.state_dict())
+        head.load_state_dict(self._heads[key])
+        return head.eval()
 
 
 def training(settings: Mapping, images: int, seed: int) -> TrainingConfig:

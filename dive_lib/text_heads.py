@@ -6,7 +6,6 @@ scikit-learn's logistic regression on one stage.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from torch import nn
 
 from dive_lib.checkpoint import fingerprint
 from dive_lib.first_stage import device
-from dive_lib.progress import silent
+from dive_lib.task_bench import Bench
 from dive_lib.task_features import Scales
-from dive_lib.train import TrainingConfig, train
+from dive_lib.train import TrainingConfig
 from dive_lib.u_head import WIDTHS, UHead, similarity_logits, text_loss
 
 FINEST = 256  # published width of the finest scale
@@ -53,10 +52,11 @@ def make(scales: Scales, embedding: int, settings: dict, seed: int) -> nn.Module
                  side=settings["side"], normalise=settings["normalise"], widths=widths).to(device())
 
 
-def fit(head: nn.Module, parts: Sequence[tuple[Scales, Sequence[int], torch.Tensor]], text: torch.Tensor, loss: dict,
-        config: TrainingConfig, *, scratch: Path, label: str = "head") -> nn.Module:
+def fit(bench: Bench, head: nn.Module, parts: Sequence[tuple[Scales, Sequence[int], torch.Tensor]],
+        text: torch.Tensor, loss: dict, config: TrainingConfig, *, task: str) -> nn.Module:
     """Trains a head in place. parts: (scales, indices, their labels (n,)) of each kind of image, of which every batch
-    has equally many. text (K, d) of the classes. loss: scale and temperature (`u_head.RETRIEVAL` and others)."""
+    has equally many. text (K, d) of the classes. loss: scale and temperature (`u_head.RETRIEVAL` and others). task: see
+    `Bench.train_head`."""
     targets = text.to(device())
     share = max(1, config.batch_size // len(parts))
 
@@ -69,11 +69,8 @@ def fit(head: nn.Module, parts: Sequence[tuple[Scales, Sequence[int], torch.Tens
         return total / len(parts)
 
     identity = fingerprint([scales.identity for scales, _, _ in parts], [list(map(int, i)) for _, i, _ in parts],
-                           *[labels for _, _, labels in parts], text, loss, type(head).__name__,
-                           *[value for value in head.state_dict().values()])
-    with silent():
-        train(head, loss_of, config, scratch=scratch, identity=identity, label=label)
-    return head
+                           *[labels for _, _, labels in parts], text, loss)
+    return bench.train_head(head, loss_of, config, task=task, identity=identity)
 
 
 @torch.no_grad()

@@ -59,6 +59,12 @@ def test_enumeration_costs_every_class_on_every_pair(world, tmp_path):
         assert result["cost"]["forward_equivalents"] == 6 * 6 and len(result["errors"]) == 6
         assert result["prediction"] == min(range(6), key=lambda c: result["errors"][c])
         assert result["by_pairs"][-1] == [6, result["prediction"]] and result["by_pairs"][0][0] == 1
+    few = classifications.run(tmp_path / "few", spec(world, {"method": "enumerate", "pairs": 2}))
+    for result, image in zip(few, results):
+        assert result["cost"]["forward_equivalents"] == 6 * 2 and result["by_pairs"][-1][0] == 2
+        assert [2, result["prediction"]] in image["by_pairs"], "pairs 1 and 4 of 6"
+    with pytest.raises(ValueError, match="7 of 6 pairs"):
+        classifications.run(tmp_path / "many", spec(world, {"method": "enumerate", "pairs": 7}))
 
 
 def test_exact_reuse_gives_the_published_answers_for_less(world, tmp_path):

@@ -1,10 +1,13 @@
 """The three tasks over frozen features, on a handful of drawn images and untrained models."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from dive_lib import backbones, few_shot, glyphs, paths, segmentation, sketch_retrieval, text_heads, vermouth_data
+from dive_lib import backbones, few_shot, glyphs, paths, segmentation, sketch_retrieval, task_bench, text_heads
+from dive_lib import vermouth_data
 from dive_lib.comparison_backbones import PixelFeatures
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.denoisers import DiTDenoiser
@@ -59,7 +62,9 @@ def test_features_are_standardised_by_the_training_images_and_the_same_without_a
 @pytest.mark.parametrize("source", [SOURCE, PIXELS])
 def test_few_shot_trials_are_repeatable(bench, source):
     task = few_shot.FewShot(bench, bench.data.digits, HEAD)
-    first, again = (task.u_head(source, 2, 0) for _ in range(2))
+    first = task.u_head(source, 2, 0)
+    bench._heads.clear()  # learned anew, not taken over
+    again = task.u_head(source, 2, 0)
     assert first.dtype == bool and len(first) == 20 and (first == again).all()
     assert len(task.u_head(source, 1, 0, fusion="adapter")) == 20
     probe = {"backbone": source["backbone"], "t": 100, "group": source["group"], "side": 1, "strength": 0.1}
@@ -91,8 +96,8 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
     part = bench.data.sketches["digits"]
     task, labels = sketch_retrieval.SketchRetrieval(bench, part, HEAD), []
     fit = text_heads.fit
-    monkeypatch.setattr(text_heads, "fit", lambda head, parts, *a, **k: labels.extend(parts) or fit(
-        head, parts, *a, **k))
+    monkeypatch.setattr(text_heads, "fit", lambda own, head, parts, *a, **k: labels.extend(parts) or fit(
+        own, head, parts, *a, **k))
     head = task.train(SOURCE, 0, without=part.held_out)
     for _, chosen, own in labels:
         assert len(chosen) == len(own) and not {part.train.classes[c] for c in own.tolist()} & set(part.held_out)
@@ -101,6 +106,20 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
     assert sketch_retrieval.compare([task], [SOURCE], 1)[0]["mAP"] > 0
     assert sketch_retrieval.mean_rows([row, row])["by_seed"] == [row["mAP"]] * 2
     assert [len(vectors) for vectors in task.pixels("test", 4)] == [5, 10]
+
+
+def test_a_head_is_trained_once(bench, monkeypatch):
+    calls, original = [], task_bench.train
+    monkeypatch.setattr(task_bench, "train", lambda *a, **k: calls.append(a) or original(*a, **k))
+    monkeypatch.setattr(bench, "_heads", {})
+    retrieval = sketch_retrieval.SketchRetrieval(bench, bench.data.sketches["digits"], HEAD)
+    segments = segmentation.Segmentation(bench, HEAD | {"kind": "finest", "width": 8, "refine": 1})
+    heads = [retrieval.train(SOURCE, 0), retrieval.train(SOURCE, 0, fusion=HEAD["fusion"]), retrieval.train(SOURCE, 1),
+             segments.train(PIXELS, 0), segments.train(PIXELS, 0), segments.train(PIXELS, 0, steps=HEAD["steps"] + 1)]
+    assert len(calls) == 4 and not any(head.training for head in heads)
+    same = [[all(map(torch.equal, a.state_dict().values(), b.state_dict().values())) for a, b in pairwise(part)]
+            for part in (heads[:3], heads[3:])]
+    assert same == [[True, False]] * 2
 
 
 @pytest.mark.parametrize("kind", ["pyramid", "finest"])
