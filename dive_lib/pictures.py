@@ -63,18 +63,18 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"each row needs {len(columns)} cells, one a column, got {list(map(len, rows))}")
     letters = round(140 / len(columns))  # of the small print that fit into a column
-    rows = [[dict(cell, dropped=[line for text in _shortened(cell["dropped"]) for line in textwrap.wrap(text, letters)])
-             if "dropped" in cell else cell for cell in row] for row in rows]
-    cells = [cell for row in rows for cell in row]
-    axes = _grid(cells, len(columns), top=0.27)
+    rows = [[cell | {"dropped": _small_print(cell["dropped"], letters)} if "dropped" in cell else cell for cell in row]
+            for row in rows]
+    cells, titles = [cell for row in rows for cell in row], [textwrap.wrap(name, 12) for name in columns]
+    axes = _grid(cells, len(columns), top=0.09 + 0.18 * max(map(len, titles)))
     colours = _colours(cells, classes)
     for axis, cell in zip(axes.flat, cells):
         _show(axis, cell, colours, WIDTH / len(columns))
         if "dropped" in cell:
             axis.set_xlabel("\n".join(cell["dropped"]) or "\N{EN DASH}", fontsize=7.5, labelpad=2,
                             color=VERMILION if cell["dropped"] else MUTED)
-    for axis, name in zip(axes[0], columns):
-        axis.set_title(textwrap.fill(name, 12), loc="center", fontsize=9.5)
+    for axis, lines in zip(axes[0], titles):
+        axis.set_title("\n".join(lines), loc="center", fontsize=9.5)
     return axes[0, 0].figure
 
 
@@ -107,9 +107,13 @@ def dropped_objects(dropped: Sequence[Mapping], grid: LayoutGrid) -> list[str]:
     return texts
 
 
-def _shortened(texts, most=4):
-    texts = list(texts)
-    return texts if len(texts) <= most else texts[:most - 1] + [f"and {len(texts) - most + 1} more"]
+def _small_print(texts, letters, most=5):
+    """At most so many lines of so many letters; the texts that do not fit are counted."""
+    for shown in range(len(texts), -1, -1):
+        rest = [f"and {len(texts) - shown} more"] if shown < len(texts) else []
+        lines = [line for text in texts[:shown] for line in textwrap.wrap(text, letters)] + rest
+        if len(lines) <= most:
+            return lines
 
 
 def _grid(cells, columns, top=0.0):
@@ -120,7 +124,7 @@ def _grid(cells, columns, top=0.0):
     for start in range(0, len(cells), columns):
         row = cells[start:start + columns]
         lines = max(len(cell.get("dropped", ())) or "dropped" in cell for cell in row)
-        heights.append(max(width / _aspect(cell) for cell in row) + 0.06 + 0.14 * lines
+        heights.append(max(width / _aspect(cell) for cell in row) + 0.06 + 0.15 * lines
                        + 0.2 * any("title" in cell for cell in row))
     heights[0] += top
     figure, axes = plt.subplots(len(heights), columns, figsize=(WIDTH, sum(heights)), squeeze=False,
