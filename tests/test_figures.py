@@ -174,12 +174,13 @@ def test_comparison_lists_dropped_objects_and_shortens_the_list():
     rows = [[cell(dropped=[]), cell(dropped=[f"object {k}" for k in range(6)])]]
     figure = pictures.comparison_grid(rows, ["a", "b"])
     assert figure.axes[0].get_xlabel() == "\u2013"
-    assert figure.axes[1].get_xlabel() == "object 0\nobject 1\nobject 2\nand 3 more"
+    assert figure.axes[1].get_xlabel() == "object 0\nobject 1\nobject 2\nobject 3\nand 2 more"
     with pytest.raises(ValueError, match="3 cells.*2"):
         pictures.comparison_grid(rows, ["a", "b", "c"])
-    long = [[cell(dropped=["[none] class: [none] x1, y1, y2"]) for _ in range(7)]]
+    long = [[cell(dropped=["[none] class: [none] x1, y1, y2"] * 4) for _ in range(7)]]
     lines = pictures.comparison_grid(long, list("abcdefg")).axes[0].get_xlabel().splitlines()
-    assert len(lines) > 1 and max(map(len, lines)) <= 20, "texts of neighbouring columns must not meet"
+    assert max(map(len, lines)) <= 20, "texts of neighbouring columns must not meet"
+    assert len(lines) == 5 and lines[-1] == "and 2 more", "nor of neighbouring rows"
 
 
 def test_no_image_is_an_error():
