@@ -26,8 +26,8 @@ repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mi
 detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
 	.venv/bin/dvc repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
 
-classify: .venv/.ready data  ## The classification half alone: notebooks 10 to 14
-	.venv/bin/dvc repro model_evaluation@$(PROFILE) classifiers@$(PROFILE)
+classify: .venv/.ready data  ## The classification half alone: notebooks 10 to 13 (14 compares models of both halves)
+	.venv/bin/dvc repro classifiers@$(PROFILE)
 
 probe: .venv/.ready data  ## What the frozen models know, for three tasks: notebooks 15 to 19
 	.venv/bin/dvc repro features@$(PROFILE) few_shot@$(PROFILE) sketch_retrieval@$(PROFILE) segmentation@$(PROFILE)

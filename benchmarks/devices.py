@@ -44,6 +44,10 @@ class Movable:
 class Classification(Movable, classifications.Runner):
     """Of `classifications`."""
 
+    def move(self, device: str) -> None:
+        super().move(device)
+        self.pairs = self.pairs.to(device)
+
 
 class Detection(Movable, detections.Runner):
     """Of `detections`."""

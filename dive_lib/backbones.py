@@ -7,20 +7,48 @@ numbers_resnet         13_classifiers' residual network, supervised on the numbe
 resnet18, dino, dinov2 the paper's experts from local folders
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from dive_lib import classifiers, dit, expert, first_stage, image_encoder, layout_ldm, paths, stable_diffusion
+from dive_lib import (captions, classifiers, dit, expert, first_stage, image_encoder, layout_ldm, paths,
+                      stable_diffusion, text_targets)
 from dive_lib.comparison_backbones import PixelFeatures, ResNetFeatures
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser, untrained_dit, untrained_layout_ldm
 from dive_lib.feature_noise import Noise
+from dive_lib.files import read_json
 
 EXPERTS = ("resnet18", "dino", "dinov2")
 NAMES = ("layout_ldm", "dit", "untrained_layout_ldm", "untrained_dit", "stable_diffusion", "pixels", "numbers_resnet",
          *EXPERTS)
+DOWNLOADS = {"stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURCE),
+             **{name: (expert.FILES, expert.SOURCES[name]) for name in EXPERTS},
+             "clip": (text_targets.CLIP_FILES, text_targets.CLIP_SOURCE),
+             "blip": (captions.FILES, captions.SOURCE)}
+"""Files and source of what is downloaded: backbones, CLIP's text tower (`ClipText`), BLIP (`captions.Captioner`)."""
+
+
+def require(names: Iterable[str], folders: Mapping[str, str]) -> None:
+    """Checks that the files of downloaded models are there, before work starts; no weights are read.
+
+    names: of NAMES and DOWNLOADS; what is not downloaded needs nothing. folders: by name, relative to the repository.
+    Raises one FileNotFoundError that lists every missing file with its source, and ValueError for an unknown name.
+    """
+    lacking = []
+    for name in dict.fromkeys(names):
+        if name not in NAMES and name not in DOWNLOADS:
+            raise ValueError(f"{name!r} is unknown; choose one of {', '.join(dict.fromkeys([*NAMES, *DOWNLOADS]))}")
+        files, source = DOWNLOADS.get(name, ((), ""))
+        folder = folders.get(name, "")
+        if files and not folder:
+            lacking.append(f"{name}: its parameters name no folder; download {', '.join(files)} of {source} into one")
+        elif missing := [file for file in files if not (paths.ROOT / folder / file).is_file()]:
+            lacking.append(f"{name}: download {', '.join(missing)} of {source} into "
+                           f"{paths.shorten(paths.ROOT / folder)}")
+    if lacking:
+        raise FileNotFoundError("\n".join(["files are missing:", *lacking]))
 
 
 def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16: bool = False):
@@ -48,8 +76,17 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
     else:
         model = dit.load(runs / "dit")
         model = untrained_dit(model) if name.startswith("untrained") else model
-        denoiser = DiTDenoiser(model, image_encoder.load(), name)
+        denoiser = DiTDenoiser(model, image_encoder.load(_encoder_of_classes(profile)), name)
     return DenoiserFeatures(denoiser.to(device), Noise(noise), bf16=bf16)
+
+
+def _encoder_of_classes(profile: str) -> str:
+    """The folder of the encoder through which the profile's DiT sees images; empty for the pixels."""
+    path = paths.runs(profile) / "classes.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/10_class_data.ipynb for the profile {profile!r} "
+                                "first; it names the encoder of the DiT's images")
+    return read_json(path)["encoder"]
 
 
 class GreyResNetFeatures(ResNetFeatures):

@@ -147,16 +147,22 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 @styled
 def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str]) -> Figure:
-    """Table VI: one panel for each measure (key -> title), one bar for each model."""
+    """Table VI: one panel for each measure (key -> title), one bar for each model, with its interval `<key>_ci95`."""
     figure, axes = plt.subplots(1, len(measures), figsize=(8, 2.8), squeeze=False)
     for axis, (key, title) in zip(axes[0], measures.items()):
         values = [row[key] for row in rows.values()]
         axis.bar(range(len(rows)), values, width=0.6, color=[BLUE, SKY, PALE][:len(rows)])
-        for k, value in enumerate(values):
-            axis.annotate(f"{value:.3g}", (k, value), (0, 3), textcoords="offset points", ha="center", fontsize=10)
+        ends = []
+        for k, row in enumerate(rows.values()):
+            interval = row.get(f"{key}_ci95")
+            if interval:
+                axis.plot([k, k], interval, color=INK, linewidth=1.6, solid_capstyle="butt")
+            ends.append(max([row[key], *(interval or ())]))
+            axis.annotate(f"{row[key]:.3g}", (k, ends[-1]), (0, 3), textcoords="offset points", ha="center",
+                          fontsize=10)
         axis.set_xticks(range(len(rows)), rows, fontsize=9)
         axis.set_title(title, fontsize=10)
-        axis.set(yticks=[], ylim=(0, 1.18 * max(values) or 1))
+        axis.set(yticks=[], ylim=(0, 1.18 * max(ends) or 1))
         axis.spines["left"].set_visible(False)
         axis.grid(False)
     return figure

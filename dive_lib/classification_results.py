@@ -46,8 +46,10 @@ def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, re
     row |= {"forward_equivalents": round(cost.forward_equivalents / len(results), 4),
             "reused": round(cost.reused / len(results), 4)}
     if all("convergence_step" in r for r in results):
-        row |= {"mean_convergence_step": round(float(np.mean([r["convergence_step"] for r in results])), 4),
-                "mean_classes_visited": round(float(np.mean([r["states_visited"] for r in results])), 4)}
+        row["mean_convergence_step"] = round(float(np.mean([r["convergence_step"] for r in results])), 4)
+        visited = [r["states_visited"] for r in results]
+        if None not in visited:  # a run outside the vocabulary visits embeddings, not classes
+            row["mean_classes_visited"] = round(float(np.mean(visited)), 4)
     if reference is not None:
         same = matched(reference, results)
         equal = [a["prediction"] == b["prediction"] for a, b in zip(results, same)]
@@ -121,7 +123,7 @@ def spread(results: Sequence, count: int) -> list:
 
 
 def failures(results: list[dict], enumeration: list[dict]) -> dict:
-    """Why images are wrong, by the errors of the enumeration on the same pairs.
+    """Why images are wrong, by the errors of the enumeration; of results on other pairs it would say nothing.
 
     search: the true class has a lower error than the answer, and was not found. model: the answer has the lower error,
     so that a better search would not help. Also the images where the answer is not the enumeration's: `missed`, in

@@ -1,6 +1,6 @@
 """Classification runs: many images by one method, image by image on disk (`image_runs`).
 
-Methods, all on the same (t, noise) pairs, one for each of evenly spaced timesteps:
+Methods, on the same (t, noise) pairs, one for each of evenly spaced timesteps, unless `invert` draws fresh ones:
 
 enumerate   the Diffusion Classifier: every class on every pair, or on `pairs` evenly spread ones
 eliminate   its adaptive variant: keep, pairs (`diffusion_classifier.Elimination`)
@@ -14,6 +14,7 @@ shortlist   a few classes by one gradient, then elimination: rank_pairs, size, k
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dive_lib.class_images import ClassImages, read_split
 from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate, evenly_spread
 from dive_lib.first_stage import device
 from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
-from dive_lib.inversion import fixed_pairs, invert
+from dive_lib.inversion import fixed_pairs, invert, published_pairs
 from dive_lib.inversion_config import InversionConfig
 from dive_lib.inversion_result import Inverted, Step
 from dive_lib.objective import Cost, Objective, Pairs
@@ -35,17 +36,20 @@ METHODS = {"enumerate": {"pairs"}, "eliminate": {"keep", "pairs"},
 """Settings of each method; "enumerate" has a default for its own, "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
+NOISES = {"": fixed_pairs, "published": published_pairs}
+"""Pairs by the value of `noise`; without it they are drawn from the run's seed."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
               classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0) -> dict:
     """Describes a run. model: folder of a DiT. method: {"method": name, settings ...}. pairs: t_low, t_high and
-    t_interval of the timesteps. classes: the only ones that are possible, for which images of others make no sense;
-    all by default. reading: folder of `learn_reading`, for a shortlist that is read."""
+    t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed. classes: the only ones
+    that are possible, for which images of others make no sense; all by default. reading: folder of `learn_reading`,
+    for a shortlist that is read. Raises ValueError for settings that do not fit together."""
     settings = {key: value for key, value in method.items() if key != "method"}
-    name = method.get("method")
+    name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
     if name == "invert":
-        InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **pairs, seed=seed)
+        InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **timesteps, seed=seed)
     elif name not in METHODS or set(settings) != METHODS[name] and (name != "enumerate" or settings):
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")
@@ -106,8 +110,9 @@ class Runner:
         settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
         if "lr_std" in settings:
             settings["lr"] = settings.pop("lr_std") * model.vocabulary.std
-        self.config = InversionConfig(**settings, **spec["pairs"], seed=spec["seed"])
-        self.pairs = fixed_pairs(self.objective, self.config)
+        timesteps, draw = _split_pairs(spec["pairs"])
+        self.config = InversionConfig(**settings, **timesteps, seed=spec["seed"])
+        self.pairs = draw(self.objective, self.config)
         self.reading = self._load_reading() if "reading" in spec else None
 
     def latents(self, image_ids: list[str]) -> torch.Tensor:
@@ -159,6 +164,11 @@ class Runner:
         """So many of the pairs, evenly spread."""
         return self.pairs[torch.tensor(evenly_spread(count, len(self.pairs)), device=self.pairs.t.device)]
 
+    @property
+    def given(self) -> Pairs | None:
+        """The pairs that `invert` is given; None where it draws fresh noises."""
+        return self.pairs if self.config.fixed_pairs else None
+
     def _load_reading(self) -> LossReading:
         folder, rank = paths.ROOT / self.spec["reading"], self.spec["settings"]["rank_pairs"]
         fitted = checkpoint.load_config(folder)
@@ -170,10 +180,11 @@ class Runner:
 
     def invert(self, latents: torch.Tensor) -> list[dict]:
         rows = []
-        for result in invert(self.objective, latents, self.config, label="DIVE"):
+        for result in invert(self.objective, latents, self.config, label="DIVE", pairs=self.given):
             result = result if self.config.memoise else self._without_reuse(result)
             rows.append({"prediction": int(result.tokens), "monitor": result.monitor,
-                         "convergence_step": result.convergence_step, "states_visited": result.states_visited,
+                         "convergence_step": result.convergence_step,
+                         "states_visited": result.states_visited if self.config.monitor_nearest else None,
                          "curve": result.curve, "improvements": [[step, value, self.classes[tokens[0][0]]]
                                                                  for step, value, tokens, _ in result.improvements],
                          "cost": result.cost.to_dict()})
@@ -191,11 +202,21 @@ class Runner:
     def paths(self, image_ids: list[str]) -> list[dict]:
         """How DIVE moves through the vocabulary: of each image the embeddings (steps, d) and nearest classes."""
         steps: list[Step] = []
-        invert(self.objective, self.latents(image_ids), replace(self.config, patience=0), trace=steps.append)
+        invert(self.objective, self.latents(image_ids), replace(self.config, patience=0), pairs=self.given,
+               trace=steps.append)
         moved = torch.stack([step.embeddings[:, 0, 0].cpu() for step in steps], dim=1)
         tokens = torch.stack([step.tokens[:, 0, 0].cpu() for step in steps], dim=1)
         return [{"image_id": image_id, "embeddings": moved[k], "classes": [self.classes[t] for t in tokens[k].tolist()]}
                 for k, image_id in enumerate(image_ids)]
+
+
+def _split_pairs(pairs: dict) -> tuple[dict, Callable[[Objective, InversionConfig], Pairs]]:
+    """The timesteps' settings, and what draws the pairs. Raises ValueError for an unknown noise."""
+    noise = pairs.get("noise", "")
+    if noise not in NOISES:
+        raise ValueError(f"noise of the pairs is {noise!r}; leave it out to draw it from the seed, or choose "
+                         "'published'")
+    return {key: value for key, value in pairs.items() if key != "noise"}, NOISES[noise]
 
 
 def _files(images: ClassImages, image_ids: list[str]) -> str:

@@ -2,11 +2,17 @@
 
 import torch
 
+from dive_lib.dataset import Dataset
 from dive_lib.detections import Runner
 from dive_lib.evaluation import bootstrap_average_precision, coco_average_precision
 from dive_lib.image_runs import seconds_per_image as seconds_per_image
 from dive_lib.inversion import Inverted
 from dive_lib.objective import Cost
+
+
+def annotations_of(data: Dataset, spec: dict) -> dict:
+    """The annotations, as `Dataset.annotations` gives them, of the split that a run is about."""
+    return data.annotations(next(name for name in ("test", "val") if data.names[name] == spec["split"]))
 
 
 def detections_of(results: list[dict], *, constant: bool = False) -> list[dict]:

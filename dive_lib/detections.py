@@ -45,9 +45,7 @@ prepare, collect = image_runs.prepare, image_runs.collect
 
 def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "detection") -> list[dict]:
     """All results of a spec, in the order of its image ids; see `image_runs.run`."""
-    results = image_runs.run(directory, spec, Runner, workers=workers, label=label)
-    image_runs.forget(spec)
-    return results
+    return image_runs.run(directory, spec, Runner, workers=workers, label=label)
 
 
 def run_shard(directory: Path | str, shard: int = 0, shards: int = 1) -> None:
@@ -60,7 +58,7 @@ class Runner:
 
     def __init__(self, spec: dict):
         self.spec = spec
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = first_stage.device()
         for folder, weights in spec["weights"].items():
             if checkpoint.weights_fingerprint(folder) != weights:
                 raise ValueError(f"{folder}: the weights have changed since the run was described; describe it anew")

@@ -98,25 +98,33 @@ def gap_rows(model: LayoutLDM | DiT, latents: torch.Tensor, truth: torch.Tensor,
 
 @torch.no_grad()
 def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tensor, wrong: dict[str, torch.Tensor], *,
-                  seed: int, steps: int = 20) -> list[dict]:
-    """Rise of each prior's loss by each corruption, mean over `steps` timesteps, every layout on the same noises."""
+                  seed: int, steps: int = 20, most: int = 1000, batch: int = 500) -> list[dict]:
+    """Rise of each prior's loss by each corruption, mean over `steps` timesteps, every layout on the same noises.
+
+    truth and each of wrong (B, N, 5). most: of more layouts only so many are taken, evenly spread. batch: layouts in
+    one pass. Memory holds the noises of one timestep: 1 GB for 1000 layouts of 100 slots and width 512.
+    """
+    if len(truth) > most:
+        chosen = torch.arange(most) * len(truth) // most
+        truth, wrong = truth[chosen], {corruption: tokens[chosen] for corruption, tokens in wrong.items()}
     generator = torch.Generator().manual_seed(seed)
-    truth = shuffle_slots(truth, generator)
+    layouts = {"": shuffle_slots(truth, generator), **wrong}
     shape = (len(truth), vocabulary.grid.slots, 5, vocabulary.width)
-    draws = [(25 + 50 * k, torch.randn(shape, generator=generator)) for k in range(steps)]
+    totals = {(name, corruption): 0 for name in priors for corruption in layouts}
+    for k in range(steps):
+        noise = torch.randn(shape, generator=generator)
+        for name, prior in priors.items():
+            device = prior.scale.device
+            table = vocabulary.to(device)
+            for corruption, tokens in layouts.items():
+                parts = [prior.loss(table(part.to(device)), torch.full((len(part),), 25 + 50 * k, device=device),
+                                    own.to(device)) for part, own in zip(tokens.split(batch), noise.split(batch))]
+                totals[name, corruption] = totals[name, corruption] + torch.cat(parts)
     rows = []
-    for name, prior in priors.items():
-        device = prior.scale.device
-        table = vocabulary.to(device)
-
-        def loss(tokens):
-            embeddings = table(tokens.to(device))
-            return sum(prior.loss(embeddings, torch.full((len(tokens),), t, device=device), noise.to(device))
-                       for t, noise in draws) / steps
-
-        base = loss(truth)
-        for corruption, tokens in wrong.items():
-            gap = loss(tokens) - base
+    for name in priors:
+        base = totals[name, ""] / steps
+        for corruption in wrong:
+            gap = totals[name, corruption] / steps - base
             rows.append({"prior": name, "corruption": corruption, "true_loss": base.mean().item(),
                          "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
     return rows

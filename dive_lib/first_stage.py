@@ -3,6 +3,7 @@
 The latent diffusion model works on the encoder's output *before* quantisation, as in LDM; decoding quantises first.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -101,9 +102,17 @@ class ImagePool:
         return self.take(torch.arange(min(count, len(self.layouts))))
 
 
+@functools.cache
 def device() -> str:
-    """Where models are trained and inverted: "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where models are trained and inverted: "cuda" where there is one, else "cpu".
+
+    On CUDA the first call lets float32 matrix products be TF32, as in the published programs (`--allow_tf32`; PyTorch
+    has it on for convolutions already). Later calls change nothing, so a program may set another precision after it.
+    """
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.set_float32_matmul_precision("high")
+    return "cuda"
 
 
 def adopt_compvis(model: FirstStage, path: str) -> list[float]:

@@ -5,6 +5,7 @@ pipeline's own classifier in the place of the Inception network's: values are co
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -73,6 +74,10 @@ BETTER = {"frechet_distance": -1, "inception_score": 1, "precision": 1, "recall"
 
 
 def orders(rows: Mapping[str, Mapping], reading: str = "accuracy") -> dict[str, bool]:
-    """Whether each measure puts the models (name -> values) in the same order as what DIVE reads off them."""
-    names = sorted(rows, key=lambda name: rows[name][reading])
-    return {key: sorted(rows, key=lambda name: sign * rows[name][key]) == names for key, sign in BETTER.items()}
+    """Whether each measure puts the models (name -> values) in the same order as what DIVE reads off them.
+
+    reading: key of the latter. Equal values are no order: nothing agrees with them.
+    """
+    pairs = list(combinations(rows.values(), 2))
+    return {key: all((a[reading] - b[reading]) * sign * (a[key] - b[key]) > 0 for a, b in pairs)
+            for key, sign in BETTER.items()}

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from dive_lib import checkpoint, paths
+from dive_lib import checkpoint, paths, stage_scratch
 from dive_lib.files import read_json, write_json
 from dive_lib.progress import Progress, silent
 
@@ -50,10 +50,12 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     """Runs a spec in `workers` processes on this machine and returns the results in the order of its image ids.
 
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
-    empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The stage
-    ends with `forget`. One worker is this process; several are processes that share the processor cores. Raises
-    RuntimeError with a process's last words if one fails.
+    empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The
+    scratch folder goes when the stage has ended well (`stage_scratch`); outside a stage it stays until `forget`. One
+    worker is this process; several are processes that share the processor cores. Raises RuntimeError with a process's
+    last words if one fails.
     """
+    stage_scratch.keep(_scratch(spec))
     target, directory = Path(directory), prepare(_scratch(spec), spec)
     done = _present(directory, spec)
     with Progress(len(spec["image_ids"]), label, unit="images", start=done) as progress:
@@ -69,9 +71,9 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
 
 
 def forget(*specs: dict) -> None:
-    """Removes the scratch copies of runs; run again, they would be computed anew."""
+    """Removes the scratch copies of runs that no stage keeps; run again, they would be computed anew."""
     for spec in specs:
-        shutil.rmtree(_scratch(spec), ignore_errors=True)
+        stage_scratch.discard(_scratch(spec))
 
 
 def collect(directory: Path | str) -> list[dict]:
@@ -94,7 +96,8 @@ def run_shard(directory: Path | str, runner: type[Runner], shard: int = 0, shard
         return
     prepared = runner(spec)
     for start in range(0, len(todo), spec["batch"]):
-        for result in prepared.results(todo[start:start + spec["batch"]]):
+        part = [i for i in todo[start:start + spec["batch"]] if not _path(directory, i).exists()]  # by another machine
+        for result in prepared.results(part) if part else ():
             write_json(_path(directory, result["image_id"]), result)
             report(1)
 

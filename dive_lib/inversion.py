@@ -26,6 +26,17 @@ def fixed_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     return Pairs.draw(objective.ldm, config.timesteps, generator, prior=objective.uses_prior)
 
 
+def published_pairs(objective: Objective, config: InversionConfig) -> Pairs:
+    """The pairs of the published classification program, for a DiT, which has no prior.
+
+    Its `save_noise.py` draws `torch.manual_seed(42); randn(1024, 4, 32, 32)` on the processor, and row k belongs to the
+    k-th timestep of `range(2, 1000, 4)`, which is that of t_low 0, t_high 1000 and t_interval 4.
+    """
+    t, device = config.timesteps, objective.ldm.vocabulary.class_table.device
+    noise = torch.randn(1024, *objective.ldm.latent_shape, generator=torch.Generator().manual_seed(42))[:len(t)]
+    return Pairs(t, noise.clone(), torch.empty(len(t), 0)).to(device)
+
+
 def monitor_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     """The monitor's fixed pairs, the same for all images: timesteps spread evenly over the grid, noises saved once."""
     if config.monitor_pairs == 0:

@@ -1,4 +1,4 @@
-"""A better search for the same objective: moves of all objects at once, judged where they act.
+"""Another search for equation 5's image term: moves of all objects at once, judged where they act.
 
 The straight-through step moves each token by its own gradient, which sees only a few pixels around a box. This
 search evaluates exact discrete changes instead, and saves evaluations by one observation: a change to one object
@@ -9,6 +9,8 @@ proposed boxes at once), and the error map of the latent tells which of them hel
     refine    every object's corners moved by the same step in one direction at a time
     classify  every object set to class 0, 1, ...: the class with the least error inside its box
     prune     objects whose removal costs less than a threshold are dropped
+
+The thresholds stand in the prior's place: they decide how many objects there are.
 """
 
 from dataclasses import dataclass
@@ -164,33 +166,36 @@ class LocalSearch:
 
     def propose(self, pairs: Pairs) -> None:
         """Adds the boxes that lower the error most, in free slots, class [none]."""
-        images, slots = self.tokens.shape[:2]
-        size = min(self.config.boxes_per_layout, int((~self.present).sum(1).min()))
-        if size < 1:
-            return
-        groups = pack(self.proposals, size, gap=self.grid.bins // 16)
-        candidates = self.tokens[:, None].repeat(1, len(groups) + 1, 1, 1)
-        free = (~self.present).float().argsort(dim=1, descending=True, stable=True)  # free slots first
-        rows = torch.arange(images)
+        sizes = (~self.present).sum(1).clamp(max=self.config.boxes_per_layout)
+        for size in sizes.unique().tolist():  # so that an image's result does not depend on its batch
+            if size:
+                self.propose_for(torch.nonzero(sizes == size)[:, 0], size, pairs)
+
+    def propose_for(self, images: torch.Tensor, size: int, pairs: Pairs) -> None:
+        """`propose` for some images, `size` boxes in one layout."""
+        groups, slots = pack(self.proposals, size, gap=self.grid.bins // 16), self.tokens.shape[1]
+        candidates = self.tokens[images][:, None].repeat(1, len(groups) + 1, 1, 1)
+        free = (~self.present[images]).float().argsort(dim=1, descending=True, stable=True)  # free slots first
+        rows = torch.arange(len(images))
         group_of = torch.zeros(len(self.proposals), dtype=torch.long)
         for g, members in enumerate(groups):
             for place, k in enumerate(members):
                 candidates[rows, g, free[:, place], 1:] = self.proposals[k]
                 group_of[k] = g
-        maps = self.maps(candidates, pairs)
+        maps = self.maps(candidates, pairs, images)
         drop = maps[:, -1:] - maps[:, group_of]  # (I, K, h, w)
         gains = (drop * coverage(self.proposals, self.side, self.grid.bins)).sum((2, 3))
         meets = overlap(self.proposals, self.proposals) > 0.4
-        for i in range(images):
+        for row, i in enumerate(images.tolist()):
             taken = self.tokens[i, self.present[i], 1:]
             allowed = torch.ones(len(self.proposals), dtype=torch.bool)
             if len(taken):
                 allowed &= (overlap(self.proposals, taken) < 0.4).all(1)
             for place in range(slots - len(taken)):
-                best = torch.where(allowed, gains[i], -torch.inf).argmax()
-                if not allowed[best] or gains[i, best] < self.config.propose_gain:
+                best = torch.where(allowed, gains[row], -torch.inf).argmax()
+                if not allowed[best] or gains[row, best] < self.config.propose_gain:
                     break
-                self.tokens[i, free[i, place], 1:] = self.proposals[best]
+                self.tokens[i, free[row, place], 1:] = self.proposals[best]
                 allowed &= ~meets[best]
 
     def refine(self, pairs: Pairs, px: int) -> None:
@@ -225,7 +230,7 @@ class LocalSearch:
         self.tokens[..., 0] = torch.where(present, errors.argmin(1), self.none[0])
 
     def prune(self, pairs: Pairs) -> None:
-        """Drops objects, the least useful first, whose removal raises the whole error by less than keep_gain."""
+        """Drops each image's least useful object if its removal raises the whole error by less than keep_gain."""
         counts = self.present.sum(1)
         for images in (torch.nonzero(counts == n)[:, 0] for n in counts.unique().tolist() if n):
             count = int(counts[images[0]])

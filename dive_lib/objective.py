@@ -14,6 +14,8 @@ import torch
 
 from dive_lib.layout_ldm import LayoutLDM
 
+ENCODED = 1024  # most layouts whose contexts are computed in one call
+
 
 @dataclass
 class Pairs:
@@ -42,6 +44,10 @@ class Pairs:
 
     def __getitem__(self, index) -> "Pairs":
         return Pairs(self.t[index], self.noise[index], self.prior_noise[index])
+
+    def to(self, device: torch.device | str) -> "Pairs":
+        """The same pairs on another device."""
+        return Pairs(self.t.to(device), self.noise.to(device), self.prior_noise.to(device))
 
 
 @dataclass
@@ -165,7 +171,8 @@ class Objective:
     def losses_at(self, latents: torch.Tensor, tokens: torch.Tensor, pairs: Pairs, image: torch.Tensor,
                   layout: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
         """(n,) image loss of latents[image] under tokens[layout] on pairs[pair], all three (n,) indices."""
-        context = self.ldm.context(self.ldm.vocabulary(tokens))
+        encoded = [self.ldm.context(self.ldm.vocabulary(part)) for part in tokens.split(ENCODED)]
+        context = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
         parts = [self.image_losses(latents[i], context[b], pairs[k])
                  for i, b, k in zip(*(index.split(self.chunk) for index in (image, layout, pair)))]
         self.cost.forward += len(image)

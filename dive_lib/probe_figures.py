@@ -42,12 +42,14 @@ def heat_maps(grids: Mapping[str, Mapping], times: Sequence[int], stages: Sequen
 
 
 @styled
-def by_time(curves: Mapping[str, Mapping[str, Sequence[float]]], times: Sequence[int], label: str) -> Figure:
-    """Best value over the stages against t: one panel for each granularity, one line for each backbone."""
+def by_time(curves: Mapping[str, Mapping[str, np.ndarray]], times: Sequence[int], label: str) -> Figure:
+    """Best value over the stages against t: one panel for each granularity, one line with its interval for each
+    backbone, (3, T) of value, low and high."""
     figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3.2), squeeze=False)
     for axis, (title, lines) in zip(axes[0], curves.items()):
         for (name, values), marker in zip(lines.items(), "os^vDP"):
-            axis.plot(times, values, marker + "-", markersize=4, linewidth=1.5, label=name)
+            line, = axis.plot(times, values[0], marker + "-", markersize=4, linewidth=1.5, label=name)
+            axis.fill_between(times, values[1], values[2], color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel="time step t")
     axes[0, 0].set_ylabel(label)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -11,25 +11,29 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dive_lib import probes
-from dive_lib.classification_results import evaluate_correct, paired_difference
+from dive_lib.classification_results import bootstrap_interval, evaluate_correct, paired_difference
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import ProbeData
 from dive_lib.task_metrics import evaluate_segmentation
 
 GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
 PIXELS = 40  # labelled pixels of each training scene
+RESAMPLES = 200  # bootstrap of every cell's interval
 MAP_SIDE = 32  # larger maps are averaged to this before pixels are probed
 RETRIEVAL_KEYS = ("mAP", "mAP_ci95", "mAP_200", "P_100", "chance", "queries", "gallery")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """value: in percent, on validation images. strength: index of the ridge's strength that gave it."""
+    """value: in percent, on validation images; low, high: its 95 % interval over these images (retrieval: queries).
+    strength: index of the ridge's strength that gave it."""
 
     granularity: str
     t: int
     stage: str
     value: float
+    low: float
+    high: float
     strength: int = 0
 
     def to_dict(self) -> dict:
@@ -52,6 +56,14 @@ def table(cells: Sequence[Cell], granularity: str, times: Sequence[int], stages:
     """Values (T, S); a backbone without time steps fills all rows with its one."""
     values = {(cell.t, cell.stage): cell.value for cell in cells if cell.granularity == granularity}
     return np.array([[values[t if (t, stage) in values else times[0], stage] for stage in stages] for t in times])
+
+
+def best_by_time(cells: Sequence[Cell], granularity: str, times: Sequence[int]) -> np.ndarray:
+    """(3, T) value, low and high of the best stage at each time step; that it is the best one of several, chosen on the
+    same images, is not in its interval. A backbone without time steps has the same everywhere."""
+    own = [cell for cell in cells if cell.granularity == granularity]
+    chosen = [max((cell for cell in own if cell.t == t), key=lambda cell: cell.value, default=None) for t in times]
+    return np.array([(cell.value, cell.low, cell.high) for cell in (one or chosen[0] for one in chosen)]).T
 
 
 def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamples: int = 1000,
@@ -97,15 +109,21 @@ def _classification(backbone, t: int, data: ProbeData, cache: FeatureCache) -> l
     cells = []
     for stage in backbone.stages:
         correct, strength = probes.classify(maps[0][stage], train.labels, maps[1][stage], val.labels, len(data.classes))
-        cells.append(Cell("classification", t, stage, 100 * float(correct.mean()), strength))
+        low, high = bootstrap_interval(100 * correct, resamples=RESAMPLES)
+        cells.append(Cell("classification", t, stage, 100 * float(correct.mean()), low, high, strength))
     return cells
 
 
 def _retrieval(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
     sketches, photos = data.sketches["val"], data.gallery["val"]
     asked, found = _take(backbone, t, backbone.stages, cache, 1, sketches, photos)
-    return [Cell("retrieval", t, stage, probes.quick_map(asked[stage], sketches.labels, found[stage], photos.labels))
-            for stage in backbone.stages]
+    labels, rng, cells = sketches.labels.numpy(), np.random.RandomState(0), []
+    drawn = rng.randint(len(labels), size=(RESAMPLES, len(labels)))
+    for stage in backbone.stages:
+        precision = probes.quick_precisions(asked[stage], sketches.labels, found[stage], photos.labels)
+        low, high = np.percentile([probes.class_mean(precision[rows], labels[rows]) for rows in drawn], (2.5, 97.5))
+        cells.append(Cell("retrieval", t, stage, probes.class_mean(precision, labels), float(low), float(high)))
+    return cells
 
 
 def _segmentation(backbone, t: int, data: ProbeData, cache: FeatureCache) -> list[Cell]:
@@ -116,7 +134,8 @@ def _segmentation(backbone, t: int, data: ProbeData, cache: FeatureCache) -> lis
     for stage in backbone.stages:
         counts, strength = probes.segmentation_counts(maps[0][stage], sample, maps[1][stage], val.labels,
                                                       len(data.scene_classes))
-        cells.append(Cell("segmentation", t, stage, probes.mean_iou(counts), strength))
+        value, (low, high) = probes.mean_iou(counts, RESAMPLES)
+        cells.append(Cell("segmentation", t, stage, value, low, high, strength))
     return cells
 
 

@@ -80,14 +80,19 @@ def retrieve(sketches: torch.Tensor, sketch_labels: torch.Tensor, photos: torch.
     return evaluate_retrieval(asked, sketch_labels, found, photo_labels, resamples=resamples, seed=seed)
 
 
-def quick_map(sketches: torch.Tensor, sketch_labels: torch.Tensor, photos: torch.Tensor,
-              photo_labels: torch.Tensor) -> float:
-    """mAP of `retrieve` alone, each domain standardised by the images at hand: for the many cells of a heat map."""
+def quick_precisions(sketches: torch.Tensor, sketch_labels: torch.Tensor, photos: torch.Tensor,
+                     photo_labels: torch.Tensor) -> np.ndarray:
+    """(q,) every query's average precision in percent as in `retrieve`, each domain standardised by the images at hand:
+    for the many cells of a heat map. Their `class_mean` is the mAP."""
     asked, found = (F.normalize(_standardised(pooled(own), pooled(own)), dim=1) for own in (sketches, photos))
     order = (asked @ found.T).argsort(dim=1, descending=True, stable=True)
     relevant = (photo_labels[order] == sketch_labels[:, None]).numpy()
-    precision = np.array([interpolated_precision(row) for row in relevant])
-    return 100 * float(np.mean([precision[sketch_labels.numpy() == c].mean() for c in sketch_labels.unique().tolist()]))
+    return 100 * np.array([interpolated_precision(row) for row in relevant])
+
+
+def class_mean(values: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the means of values (q,) with labels (q,)."""
+    return float(np.mean([values[labels == c].mean() for c in np.unique(labels)]))
 
 
 def _standardised(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -151,6 +156,7 @@ def segmentation_counts(train: torch.Tensor, sample: PixelSample, test: torch.Te
     return counts[best], best
 
 
-def mean_iou(counts: torch.Tensor) -> float:
-    """mIoU in percent over the classes that occur."""
-    return evaluate_segmentation(counts, {"all": range(counts.shape[2])}, resamples=1)["mIoU_all"]
+def mean_iou(counts: torch.Tensor, resamples: int = 1) -> tuple[float, list[float]]:
+    """mIoU in percent over the classes that occur, and its interval over images."""
+    row = evaluate_segmentation(counts, {"all": range(counts.shape[2])}, resamples=resamples)
+    return row["mIoU_all"], row["mIoU_all_ci95"]

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "DIVE, best search",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
+           "monitored_in_vocabulary": "gradient outside it, monitor inside",
            "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
 """Rows of the results table: key in metrics["detection"] -> name."""
 
@@ -160,7 +161,7 @@ def classification_table(metrics: Mapping) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in classification_rows(metrics):
         low, high = row["accuracy_ci95"]
-        cost = f"{row['forward_equivalents']:,.0f}" if "forward_equivalents" in row else "1"
+        cost = f"{row['forward_equivalents']:,.0f}"
         cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
         cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", cost, paper]

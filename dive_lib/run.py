@@ -12,7 +12,8 @@ stream was cut into messages, paths of this machine): equal results mean equal b
 
 While the notebook runs, its progress line is shown here.  If a cell fails, the last lines of the traceback are
 printed, the notebook as far as it came is kept under `scratch/failed/`, and the exit status is 1; what an earlier run
-wrote to `reports/` stays.  Ctrl-C, SIGTERM, and even SIGKILL of this command end the kernel too.
+wrote to `reports/` stays.  Ctrl-C, SIGTERM, and even SIGKILL of this command end the kernel too.  What such a notebook
+had trained and computed stays in scratch for the next execution; one that ends well removes it (`stage_scratch`).
 """
 
 import argparse
@@ -32,7 +33,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from dive_lib import parameters, paths, provenance
+from dive_lib import parameters, paths, provenance, stage_scratch
 from dive_lib.files import atomic_path, merge_json, write_text
 from dive_lib.progress import LiveLine
 
@@ -58,27 +59,32 @@ def run(notebook: str | Path, profile: str, overrides: Mapping[str, str] | Itera
     folder = paths.reports(profile)
     for needed in (folder, paths.runs(profile), paths.scratch()):
         needed.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    executed = execute(notebook, values)
-    seconds = time.monotonic() - began
     target = folder / notebook.name
+    stage = stage_scratch.new_id(target)
+    began = time.monotonic()
+    executed = execute(notebook, values, stage)
+    seconds = time.monotonic() - began
     write_text(target, nbformat.writes(executed) + "\n")
     write_text(target.with_suffix(".html"), to_html(executed, notebook.stem))
     merge_json(folder / "timings.json", {"stages": {notebook.stem: round(seconds, 1)},
                                          "commits": {notebook.stem: provenance.commit()},
                                          "machines": {notebook.stem: provenance.machine()}})
+    stage_scratch.forget(stage)
     return target
 
 
-def execute(notebook: Path, values: Mapping[str, Any]) -> NotebookNode:
-    """Run all cells of `notebook` with `values` as parameters and return the executed notebook, made `stable`."""
+def execute(notebook: Path, values: Mapping[str, Any], stage: str) -> NotebookNode:
+    """Run all cells of `notebook` with `values` as parameters and return the executed notebook, made `stable`.
+
+    `stage` is the id under which the notebook keeps what it trains and computes (`stage_scratch`).
+    """
     import papermill  # takes a second to load; a wrong parameter is told before that
 
     source = nbformat.read(notebook, as_version=4)
     work = Path(tempfile.mkdtemp(prefix=f"{notebook.stem}-", dir=_made(paths.scratch() / "executing")))
     live = work / "progress.txt"
     try:
-        with _environment(live), _tail(live):
+        with _environment(live, stage), _tail(live):
             executed = papermill.execute_notebook(
                 notebook, work / notebook.name, dict(values), kernel_name=KERNEL, language="python",
                 cwd=notebook.parent, progress_bar=False, log_output=False, record_timing=False,
@@ -169,10 +175,11 @@ def scrub(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _environment(live: Path) -> Iterator[None]:
+def _environment(live: Path, stage: str) -> Iterator[None]:
     """Environment of the kernel: this interpreter's, this checkout's code, nobody's personal settings."""
     changes = {
         "DIVE_PROGRESS": str(live),
+        stage_scratch.VARIABLE: stage,
         "IPYTHONDIR": str(_made(paths.scratch() / "ipython")),      # no personal start-up files, no history
         "JUPYTER_PREFER_ENV_PATH": "1",                              # a user's own `python3` kernel must not win
         "JUPYTER_PATH": None,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from dive_lib import text_heads
 from dive_lib.progress import Progress
-from dive_lib.sketch_data import SketchSet
+from dive_lib.sketch_data import SketchSet, WholeImages
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_metrics import evaluate_retrieval
 from dive_lib.u_head import RETRIEVAL
@@ -48,8 +48,14 @@ class SketchRetrieval:
     def pixels(self, split: str, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw pixels, reduced to side x side, as vectors."""
         part = getattr(self.part, split)
-        return tuple(F.interpolate(self.bench.pixels(images), (side, side), mode="area").flatten(1)
-                     for images in (part.sketches, part.photos))
+        return tuple(self._small(images, side).flatten(1) for images in (part.sketches, part.photos))
+
+    def _small(self, images: WholeImages, side: int) -> torch.Tensor:
+        """(n, 3, side, side) images reduced by area; without a cache they are read in batches and not kept."""
+        if self.bench.cache is not None:
+            return F.interpolate(self.bench.pixels(images), (side, side), mode="area")
+        return torch.cat([F.interpolate(images.load_images(part), (side, side), mode="area")
+                          for part in torch.arange(len(images)).split(self.bench.model["batch"])])
 
     def evaluate(self, vectors: tuple[torch.Tensor, torch.Tensor], split: str, seed: int = 0) -> dict:
         """The row of numbers of `task_metrics.evaluate_retrieval`."""

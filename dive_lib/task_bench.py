@@ -10,6 +10,7 @@ from dataclasses import asdict
 import torch
 
 from dive_lib import backbones, paths, vermouth_data
+from dive_lib.backbones import require
 from dive_lib.checkpoint import fingerprint
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.progress import silent
@@ -21,10 +22,17 @@ from dive_lib.train import TrainingConfig, train
 class Bench:
     """model: {"noise": mode, "folder": of a downloaded denoiser, "expert": a backbone or "", "expert_folder",
     "text": folder of CLIP or "" for attribute words, "text_width": of these, "pooling": of CLIP, "cached": whether
-    features are kept on disk and in memory, "standardise": see `task_features`, "batch": images per pass}."""
+    features are kept on disk and in memory, "standardise": see `task_features`, "batch": images per pass}.
 
-    def __init__(self, profile: str, model: Mapping, templates: Sequence[str] = PHOTO):
+    backbones: names of those that will be asked for. Raises FileNotFoundError that lists every missing file of theirs
+    and of CLIP, before anything is read.
+    """
+
+    def __init__(self, profile: str, model: Mapping, templates: Sequence[str] = PHOTO, *,
+                 backbones: Sequence[str] = ()):
         self.profile, self.model = profile, dict(model)
+        text = {"clip": model["text"]} if model["text"] else {}
+        require([*backbones, *text], {name: self._folder(name) for name in backbones} | text)
         self.data = vermouth_data.load(profile)
         self.cache = FeatureCache(paths.runs(profile) / "task_features", model["batch"]) if model["cached"] else None
         self.encoder = ClipText(model["text"], templates, pooling=model["pooling"]) if model["text"] else \
@@ -36,9 +44,12 @@ class Bench:
 
     def backbone(self, name: str):
         if name not in self._backbones:
-            folder = self.model["expert_folder"] if name in backbones.EXPERTS else self.model["folder"]
-            self._backbones[name] = backbones.load(self.profile, name, noise=self.model["noise"], folder=folder)
+            self._backbones[name] = backbones.load(self.profile, name, noise=self.model["noise"],
+                                                   folder=self._folder(name))
         return self._backbones[name]
+
+    def _folder(self, name: str) -> str:
+        return self.model["expert_folder"] if name in backbones.EXPERTS else self.model["folder"]
 
     def scales(self, images, source: Mapping, like=None) -> Scales:
         """Features of images. source: {"backbone": name, "t": step, "group": of stages, "expert": name or absent}.
@@ -56,7 +67,7 @@ class Bench:
         return self._scales[key]
 
     def pixels(self, images) -> torch.Tensor:
-        """(n, 3, S, S) all images of a split, decoded once."""
+        """(n, 3, S, S) all images of a split, decoded once and kept: for splits that fit in memory (with a cache)."""
         if id(images) not in self._pixels:
             self._pixels[id(images)] = images.load_images(range(len(images)))
         return self._pixels[id(images)]

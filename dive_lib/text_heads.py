@@ -1,6 +1,6 @@
 """Heads over frozen features, trained by similarity to class texts: few-shot classification and sketch retrieval.
 
-A U-head reads all scales. A baseline on the same footing reads one vector, the pooled coarsest scale, through a
+A U-head reads all scales. A baseline on the same footing reads one vector, the means of all scales, through a
 bottleneck (width to a quarter, then to the text space), as the baselines of the published code. A linear probe is
 scikit-learn's logistic regression on one stage.
 """

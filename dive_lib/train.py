@@ -2,7 +2,7 @@
 
 It counts steps, draws all randomness of a step from (seed, step), and saves its whole state from time to time.
 Run again with the same configuration, a stopped training continues and ends with bit-identical weights (CPU);
-with another configuration it starts anew.
+with another configuration it starts anew. A finished one of a stage that failed later is not repeated.
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dive_lib import stage_scratch
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.files import atomic_path
 from dive_lib.progress import Progress
@@ -54,14 +55,16 @@ class TrainingConfig:
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator], torch.Tensor],
           config: TrainingConfig, *, scratch: Path, identity: str, label: str = "training",
-          save_every: float = 60.0, stop_after: int | None = None) -> list[float]:
+          save_every: float = 60.0, stop_after: int | None = None, keep_after: float = 30.0) -> list[float]:
     """Trains `model` in place and leaves the averaged weights in it. Returns the loss of every step.
 
     loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone.
     scratch: folder for the resume state (outside version control). identity: fingerprint of everything else that
     determines the result (data, architecture); together with `config` it decides whether a saved state is
     continued. save_every: seconds between saves; it has no influence on the result. stop_after: end this
-    call after so many steps, as an interruption would.
+    call after so many steps, as an interruption would. keep_after: seconds; a training of a running stage that
+    took so long, or that was continued, leaves its finished state there until the stage has ended well
+    (`stage_scratch`), and called again it returns the same weights and losses at once. Others remove their state.
     Raises FloatingPointError at the first non-finite loss, naming the step.
     """
     key = fingerprint(asdict(config), identity, {k: list(v.shape) for k, v in model.state_dict().items()})
@@ -70,11 +73,14 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay,
                                   fused=True)
     average = {name: p.detach().clone() for name, p in parameters.items()}
+    if state_file.exists():
+        stage_scratch.keep(state_file)
     losses = _resume(state_file, model, optimizer, parameters, average)
+    resumed = len(losses)
     model.train()
-    saved = time.monotonic()
-    with Progress(config.steps, label, start=len(losses)) as progress:
-        for step in range(len(losses), config.steps):
+    began = saved = time.monotonic()
+    with Progress(config.steps, label, start=resumed) as progress:
+        for step in range(resumed, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
             generator = step_generator(config.seed, step)
@@ -97,10 +103,15 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
                 saved = time.monotonic()
             if ended:
                 return losses
+    if stage_scratch.current() and (resumed or time.monotonic() - began >= keep_after):
+        stage_scratch.keep(state_file)
+        if resumed < config.steps:
+            _save(state_file, model, optimizer, parameters, average, losses)
+    else:
+        stage_scratch.discard(state_file)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(average[name])
-    state_file.unlink(missing_ok=True)
     model.eval()
     return losses
 
@@ -134,6 +145,8 @@ def _save(path: Path, model, optimizer, parameters, average, losses) -> None:
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    # A finished training must leave the global generator as it did: what follows may draw from it.
+    tensors["generator"] = torch.get_rng_state()
     save_tensors(path, tensors)
 
 
@@ -146,4 +159,6 @@ def _resume(path: Path, model, optimizer, parameters, average) -> list[float]:
         average[name].copy_(tensors[f"average.{name}"])
         optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(
             parameter.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
+    if "generator" in tensors:  # states of stopped trainings from before it was saved have none, and need none
+        torch.set_rng_state(tensors["generator"])
     return tensors["losses"].tolist()

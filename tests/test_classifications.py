@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from dive_lib import class_data, classifications, dit, image_runs
+from dive_lib import class_data, classifications, dit, image_runs, parameters, stage_scratch
 from dive_lib.checkpoint import freeze, save_model
 from dive_lib.gradient_shortlist import class_gradients, fit_reading
+from dive_lib.inversion import invert
 from tests import class_world
 from tests.class_world import CLASSES, DIVE, PAIRS
 from tests.test_class_data import AUTOENCODER, folder
@@ -140,6 +141,22 @@ def test_a_finished_run_is_kept_until_it_is_forgotten(world, tmp_path, monkeypat
     assert without_seconds(again) == without_seconds(first) and again != first
 
 
+def test_a_finished_run_of_a_stage_is_kept_until_the_stage_has_ended(world, tmp_path, monkeypatch):
+    described = spec(world, {"method": "enumerate"})
+    monkeypatch.setenv("DIVE_STAGE", "mini-12@first")
+    first = classifications.run(tmp_path / "out", described)
+    image_runs.forget(described)
+    monkeypatch.setenv("DIVE_STAGE", "mini-12@second")
+    with monkeypatch.context() as patch:
+        patch.setattr(classifications.Runner, "results", None)
+        assert classifications.run(tmp_path / "again", described) == first
+    stage_scratch.forget("mini-12@first")
+    assert image_runs.collect(image_runs._scratch(described)) == first
+    stage_scratch.forget("mini-12@second")
+    assert not image_runs._scratch(described).exists()
+    assert image_runs.collect(tmp_path / "again") == first
+
+
 def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
     described = spec(world)
     run = image_runs.prepare(tmp_path / "run", described)
@@ -150,6 +167,42 @@ def test_another_spec_and_other_weights_never_meet_old_results(world, tmp_path):
     class_world.save_dit(world.root.parent / "runs" / "dit", seed=1)
     with pytest.raises(ValueError, match="weights have changed"):
         classifications.Runner(described)
+
+
+def test_published_noises_belong_to_the_published_timesteps(world):
+    pairs = parameters.named("class_searches", "methods", "paper")["pairs"]
+    assert pairs == {"t_low": 0, "t_high": 1000, "t_interval": 4, "noise": "published"}
+    small = [parameters.named("class_searches", "methods", name)["pairs"] for name in ("smoke", "mini")]
+    assert not any("noise" in settings for settings in small)
+    runner = classifications.Runner(spec(world, pairs=pairs))
+    assert runner.pairs.t.tolist() == list(range(2, 1000, 4)) and len(runner.pairs) == 250
+    torch.manual_seed(42)
+    assert torch.equal(runner.pairs.noise, torch.randn(1024, 1, 8, 8)[:250])
+    with pytest.raises(ValueError, match="noise of the pairs is 'white'; .*choose 'published'"):
+        spec(world, pairs=pairs | {"noise": "white"})
+
+
+def test_every_method_answers_on_the_published_noises(world, tmp_path):
+    published = PAIRS | {"noise": "published"}
+    enumerated = {r["image_id"]: r["errors"] for r in classifications.run(
+        tmp_path / "all", spec(world, {"method": "enumerate"}, pairs=published))}
+    other = classifications.run(tmp_path / "other", spec(world, {"method": "enumerate"}))
+    assert all(r["errors"] != enumerated[r["image_id"]] for r in other)
+    for result in classifications.run(tmp_path / "dive", spec(world, DIVE, pairs=published)):
+        error = enumerated[result["image_id"]][result["prediction"]]
+        assert result["monitor"] == pytest.approx(error, abs=1e-5), "the monitor is the class's error"
+    fresh = spec(world, DIVE | {"fixed_pairs": False, "monitor_pairs": 6}, pairs=published)
+    assert classifications.Runner(fresh).given is None
+    assert len(classifications.Runner(spec(world, pairs=published)).paths(world.ids("test")[:1])) == 1
+
+
+def test_given_pairs_are_those_that_a_search_would_draw(world):
+    runner = classifications.Runner(spec(world))
+    latents = runner.latents(world.ids("test")[:4])
+    own, given = (invert(runner.objective, latents, runner.config, pairs=pairs) for pairs in (None, runner.given))
+    for one, other in zip(own, given, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert (one.monitor, one.curve, one.cost) == (other.monitor, other.curve, other.cost)
 
 
 @pytest.mark.parametrize("method", [{"method": "guess"}, {"method": "eliminate", "keep": [1]},

@@ -1,9 +1,12 @@
 """Corruptions, what they cost, and whose failure an imperfect image is."""
 
+import pytest
 import torch
 
+from dive_lib import objective as objective_module
 from dive_lib.diagnosis import (class_from_gradient, corruptions, failures, gap_table, layout_corruptions, moved,
                                 perfect_images, prior_ranking)
+from dive_lib.layout import shuffle_slots
 from dive_lib.objective import Objective, Pairs
 from tests.tiny import GRID, latents, layout_ldm, layout_prior, layouts, objective
 
@@ -45,6 +48,46 @@ def test_ranking_of_equal_layouts_is_a_tie():
     empty = {"empty": GRID.empty(3)}
     rows = prior_ranking({"all": layout_prior(ldm)}, ldm.vocabulary, layouts(), empty, seed=0, steps=2)
     assert rows[0]["prior"] == "all" and rows[0]["true_loss"] > 0 and 0 <= rows[0]["share"] <= 1
+
+
+def test_a_ranking_is_the_same_in_batches_and_of_evenly_spread_layouts():
+    ldm, generator = layout_ldm(), torch.Generator().manual_seed(7)
+    truth = layouts().repeat(5, 1, 1)[:, torch.randperm(3, generator=generator)]
+    wrong, prior = layout_corruptions(truth, GRID, generator), layout_prior(ldm)
+    given = {"all": prior, "again": prior}
+
+    def plainly(truth, wrong, steps=3):
+        """All noises are drawn first and kept, and every pass takes all layouts."""
+        generator = torch.Generator().manual_seed(5)
+        truth = shuffle_slots(truth, generator)
+        draws = [(25 + 50 * k, torch.randn(len(truth), 3, 5, 8, generator=generator)) for k in range(steps)]
+
+        def loss(tokens):
+            return sum(prior.loss(ldm.vocabulary(tokens), torch.full((len(tokens),), t), noise)
+                       for t, noise in draws) / steps
+
+        gaps = {name: loss(tokens) - loss(truth) for name, tokens in wrong.items()}
+        return [{"prior": own, "corruption": name, "true_loss": loss(truth).mean().item(), "gap": gap.mean().item(),
+                 "share": (gap > 0).float().mean().item()} for own in given for name, gap in gaps.items()]
+
+    def rank(**options):
+        return prior_ranking(given, ldm.vocabulary, truth, wrong, seed=5, steps=3, **options)
+
+    assert rank() == plainly(truth, wrong), "to the last bit"
+    for row, expected in zip(rank(batch=4), rank(), strict=True):
+        assert row["prior"] == expected["prior"] and row["gap"] == pytest.approx(expected["gap"], abs=1e-6)
+    few = [0, 3, 7, 11]
+    assert rank(most=4) == plainly(truth[few], {name: tokens[few] for name, tokens in wrong.items()})
+
+
+def test_contexts_of_many_layouts_are_encoded_in_parts(monkeypatch):
+    dive, sizes, original = objective(prior=False), [], layout_ldm().context
+    pairs = Pairs.draw(dive.ldm, torch.tensor([100, 500]), torch.Generator().manual_seed(0), prior=False)
+    whole = dive.losses_per_pair(latents(), layouts(), pairs)
+    monkeypatch.setattr(objective_module, "ENCODED", 2)
+    monkeypatch.setattr(type(dive.ldm), "context", lambda self, v: sizes.append(len(v)) or original(v))
+    torch.testing.assert_close(dive.losses_per_pair(latents(), layouts(), pairs), whole)
+    assert sizes == [2, 1]
 
 
 def test_failures_are_the_searchs_or_the_models():

@@ -42,6 +42,15 @@ def test_orders_are_compared():
             "b": {"accuracy": 50, "frechet_distance": 9, "inception_score": 2, "precision": 0.6, "recall": 0.1}}
     found = quality.orders(rows)
     assert found == {"frechet_distance": True, "inception_score": True, "precision": False, "recall": True}
+    by_ap = {"a": rows["a"] | {"AP": 10}, "b": rows["b"] | {"AP": 30}}
+    assert quality.orders(by_ap, "AP") == {key: not agrees for key, agrees in found.items()}
+
+
+def test_equal_values_are_no_order():
+    row = {"accuracy": 90, "frechet_distance": 2, "inception_score": 3, "precision": 0.5, "recall": 0.9}
+    assert not any(quality.orders({"a": row, "b": row}).values())
+    tied = quality.orders({"a": row, "b": row | {"accuracy": 10, "precision": 0.1, "recall": 0.8}})
+    assert tied == {"frechet_distance": False, "inception_score": False, "precision": True, "recall": True}
 
 
 def test_features_come_before_the_last_layer(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from dive_lib import layout_ldm, layout_prior
 from dive_lib.checkpoint import load_tensors, save_model, save_tensors
-from dive_lib.first_stage import FirstStage, reconstruction_loss
+from dive_lib.first_stage import FirstStage, device, reconstruction_loss
 from dive_lib.layout_prior import DecoupledPrior, LayoutPrior
 from dive_lib.parameters import load, named
 from dive_lib.schedule import NoiseSchedule, draw_timesteps, evenly_spaced
@@ -185,3 +185,15 @@ def test_timestep_grids():
         evenly_spaced(5, 5, 1)
     t = draw_timesteps(4000, 1000, torch.Generator().manual_seed(0), focus=(100, 200), share=0.5)
     assert abs(((t >= 100) & (t < 200)).float().mean() - 0.55) < 0.03
+
+
+@pytest.mark.parametrize("cuda, calls", [(False, []), (True, ["high"])])
+def test_matrix_products_are_tf32_on_cuda_from_the_first_question_for_the_device(monkeypatch, cuda, calls):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    device.cache_clear()
+    try:
+        assert device() == device() == ("cuda" if cuda else "cpu") and asked == calls
+    finally:
+        device.cache_clear()

@@ -51,7 +51,8 @@ def test_retrieval_standardises_each_domain():
     shifted = 20 + 3 * sketches
     row = probes.retrieve(shifted, truth, photos, y, (shifted, photos))
     assert row["mAP"] > 80
-    assert row["mAP"] == pytest.approx(probes.quick_map(shifted, truth, photos, y), abs=1e-3)
+    quick = probes.class_mean(probes.quick_precisions(shifted, truth, photos, y), truth.numpy())
+    assert row["mAP"] == pytest.approx(quick, abs=1e-3)
     assert evaluate_retrieval(shifted, truth, photos, y, resamples=1)["mAP"] < row["mAP"]
 
 
@@ -72,9 +73,9 @@ def test_a_map_that_holds_the_labels_is_segmented():
     maps = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
     sample = probes.sample_pixels(labels[:3], 50)
     counts, strength = probes.segmentation_counts(maps[:3], sample, maps[3:], labels[3:], 3)
-    assert probes.mean_iou(counts) > 99
+    assert probes.mean_iou(counts)[0] > 99
     blank = torch.randn(6, 3, 16, 16, generator=generator)
-    assert probes.mean_iou(probes.segmentation_counts(blank[:3], sample, blank[3:], labels[3:], 3, strength)[0]) < 50
+    assert probes.mean_iou(probes.segmentation_counts(blank[:3], sample, blank[3:], labels[3:], 3, strength)[0])[0] < 50
 
 
 def probe_data(side=64):
@@ -108,6 +109,8 @@ def test_grid_measures_every_cell_and_reports_the_best_on_test_images(tmp_path):
             table = probe_grid.table(cells, name, [100, 800], backbone.stages)
             best = probe_grid.best(cells, name)
             assert table.shape == (2, len(backbone.stages)) and best.value == table.max()
+            value, low, high = probe_grid.best_by_time(cells, name, [100, 800])
+            assert (value == table.max(1)).all() and (low <= value).all() and (value <= high).all()
             row = probe_grid.report(backbone, best, data, cache, resamples=20)
             low, high = row[f"{key}_ci95"]
             assert low <= row[key] <= high and (row["t"], row["stage"]) == (best.t, best.stage)
@@ -132,7 +135,8 @@ def test_figures_are_drawn():
     values = np.arange(6.0).reshape(2, 3)
     grids = {"classification": {"values": values, "best": (1, 2), "label": "percent"}}
     assert probe_figures.heat_maps(grids, [0, 500], ["down0", "mid", "up0"]).axes
-    assert probe_figures.by_time({"classification": {"a": [1, 2], "b": [2, 1]}}, [0, 500], "percent").axes
+    curves = {"classification": {"a": np.array([[1, 2], [0, 1], [2, 3]])}}
+    assert probe_figures.by_time(curves, [0, 500], "percent").axes
     points = probe_figures.projected(clouds(12)[0])
     assert np.array_equal(points, probe_figures.projected(clouds(12)[0])) and points.shape == (12, 2)
     assert probe_figures.projections({"t = 0": points}, [0, 1] * 6, [True, False] * 6, ["a", "b"]).axes

@@ -104,7 +104,7 @@ def test_makefile_has_its_targets_and_explains_them():
 @pytest.mark.parametrize("target, command", [
     ("repro", "dvc repro report@mini"),
     ("detect", "dvc repro ablation@mini steps@mini diagnosis@mini"),
-    ("classify", "dvc repro model_evaluation@mini classifiers@mini"),
+    ("classify", "dvc repro classifiers@mini"),
     ("probe", "dvc repro features@mini few_shot@mini sketch_retrieval@mini segmentation@mini"),
     ("test", "pytest --nbval-lax --nbval-current-env notebooks"),
     ("lab", "jupyter lab"),

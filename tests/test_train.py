@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dive_lib import paths
+from dive_lib import paths, stage_scratch
 from dive_lib.checkpoint import load_tensors
 from dive_lib.train import TrainingConfig, train, write_loss_curve
 
@@ -43,6 +43,51 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert torch.equal(weights(whole), weights(parts)) and losses == again
     assert losses[-1] < losses[0]
     assert list((tmp_path / "b").iterdir()) == [], "the resume state is removed at the end"
+
+
+def never(*arguments):
+    raise AssertionError("a finished training was repeated")
+
+
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+@pytest.mark.parametrize("stop_after", [None, 7, 20])
+def test_a_finished_training_of_a_stage_is_not_repeated(monkeypatch, ema, stop_after):
+    monkeypatch.setenv("DIVE_STAGE", "mini-02@first")
+    config, scratch = dataclasses.replace(CONFIG, ema=ema), paths.scratch() / "toy"
+    first = with_norm()
+    if stop_after:
+        train(with_norm(), loss_of, config, scratch=scratch, identity="x", stop_after=stop_after)
+    losses = train(first, loss_of, config, scratch=scratch, identity="x", keep_after=0)
+    drawn = torch.rand(3)
+    monkeypatch.setenv("DIVE_STAGE", "mini-02@second")
+    again = with_norm()
+    torch.manual_seed(99)
+    assert train(again, never, config, scratch=scratch, identity="x", keep_after=1e9) == losses and len(losses) == 20
+    assert not again.training and torch.equal(torch.rand(3), drawn), "what follows draws the same numbers"
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
+    stage_scratch.forget("mini-02@first")
+    assert len(saved(scratch)) == 1
+    stage_scratch.forget("mini-02@second")
+    assert not saved(scratch)
+
+
+def test_only_long_or_continued_trainings_of_a_stage_are_kept(monkeypatch):
+    scratch = paths.scratch() / "toy"
+    train(model(), loss_of, CONFIG, scratch=scratch, identity="no stage", keep_after=0)
+    monkeypatch.setenv("DIVE_STAGE", "mini-02@1")
+    train(model(), loss_of, CONFIG, scratch=scratch, identity="short")
+    assert not saved(scratch)
+    train(model(), loss_of, CONFIG, scratch=scratch, identity="continued", stop_after=3)
+    train(model(), loss_of, CONFIG, scratch=scratch, identity="continued")
+    monkeypatch.delenv("DIVE_STAGE")
+    train(model(), never, CONFIG, scratch=scratch, identity="continued")
+    assert len(saved(scratch)) == 1, "who looks at a failed stage in JupyterLab leaves what it keeps"
+
+
+def with_norm() -> nn.Module:
+    """With buffers, which are not averaged."""
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
 
 
 TRAINING = """

@@ -1,0 +1,108 @@
+"""The tasks as the profile `paper` runs them, without a cache, on tiny weights in the published formats."""
+
+import numpy as np
+import pytest
+import torch
+
+from dive_lib import few_shot, glyphs, paths, sketch_retrieval, text_heads, vermouth_data
+from dive_lib.class_images import ClassImages
+from dive_lib.task_bench import Bench
+from tests import stand_ins
+from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
+from tests.test_vermouth_tasks import HEAD
+
+BATCH = 8
+SOURCE = {"backbone": "stable_diffusion", "t": 50, "group": "mid+up"}
+EXPERT = SOURCE | {"expert": "resnet18"}
+PROBE = {"backbone": "stable_diffusion", "t": 50, "group": "up1", "side": 1, "strength": 0.1}
+SCRATCH = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4, "lr": 0.01,
+           "shift": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    stand_ins.stable_diffusion(root / "sd")
+    stand_ins.clip_text(root / "clip")
+    stand_ins.resnet18(root / "resnet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Digits and scenes of a handful of images, and the glyphs of which they are."""
+    root, patch = tmp_path_factory.mktemp("made"), pytest.MonkeyPatch()
+    patch.setattr(paths, "data", lambda folder=glyphs.export(root / "glyphs"): folder)
+    yield vermouth_data.make_mini(root / "sets", COUNTS, UNSEEN, 0)
+    patch.undo()
+
+
+@pytest.fixture
+def model(checkpoints, made):
+    vermouth_data.describe("x", made, **SETTINGS)
+    return {"noise": "ddpm", "folder": str(checkpoints / "sd"), "expert_folder": str(checkpoints / "resnet"),
+            "text": str(checkpoints / "clip"), "text_width": 12, "pooling": "projected", "cached": False,
+            "standardise": False, "batch": BATCH}
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The numbers of images that are read at once."""
+    sizes, original = [], ClassImages.load_images
+    monkeypatch.setattr(ClassImages, "load_images",
+                        lambda self, indices: sizes.append(len(indices)) or original(self, indices))
+    return sizes
+
+
+@pytest.mark.parametrize("source", [SOURCE, EXPERT])
+def test_few_shot_heads(model, source):
+    bench = Bench("x", model | {"pooling": "last_state"}, backbones=["stable_diffusion", "resnet18", "pixels"])
+    task = few_shot.FewShot(bench, bench.data.digits, HEAD | {"fusion": "tiny", "normalise": True})
+    assert bench.cache is None and task.text.shape == (10, 16)
+    right = task.u_head(source, 1, 0)
+    assert right.dtype == bool and right.shape == (20,) and not bench._pixels
+    assert (right == task.u_head(source, 1, 0)).all()
+
+
+def test_a_linear_probe_reads_the_shots_alone(model, reads):
+    bench = Bench("x", model)
+    task = few_shot.FewShot(bench, bench.data.digits, HEAD)
+    plain = text_heads.pooled(bench.scales(bench.data.digits.train, PROBE), 1)
+    reads.clear()
+    answers = task.linear_probe(PROBE, 2, 0)
+    assert sum(reads) == 20 + 20, "two shots of ten classes, and the test images"
+    chosen = few_shot.draw_shots(bench.data.digits.train.labels, 2, 0)
+    labels = bench.data.digits.train.labels[chosen].numpy()
+    expected = text_heads.linear_probe(plain[chosen], labels, task._flat(PROBE, "test"), 0.1)
+    assert np.array_equal(answers, expected == bench.data.digits.test.labels.numpy())
+
+
+def test_a_network_from_scratch_does_not_keep_the_test_images(model, reads):
+    benches = [Bench("x", model | changes) for changes in ({}, {"cached": True})]
+    right = [few_shot.FewShot(bench, bench.data.digits, HEAD).from_scratch(SCRATCH, 1, 0) for bench in benches]
+    assert not benches[0]._pixels and benches[1]._pixels and np.array_equal(*right)
+
+
+def test_sketches_find_photos(model):
+    bench = Bench("x", model, backbones=["stable_diffusion", "resnet18"])
+    part = bench.data.sketches["digits"]
+    task = sketch_retrieval.SketchRetrieval(bench, part, HEAD | {"fusion": "tiny"})
+    head = task.train(EXPERT, 0, without=part.held_out)
+    row = task.evaluate(task.embed(head, EXPERT, "test"), "test")
+    assert row["queries"] == 5 and row["gallery"] == 10 and 0 < row["mAP"] <= 100
+    assert [len(vectors) for vectors in task.frozen(SOURCE, "test", 2)] == [5, 10] and not bench._pixels
+
+
+def test_raw_pixels_of_many_images_are_read_in_batches(model, reads):
+    benches = [Bench("x", model | changes) for changes in ({}, {"cached": True})]
+    parts = [sketch_retrieval.SketchRetrieval(bench, bench.data.sketches["digits"], HEAD).pixels("test", 4)
+             for bench in benches]
+    assert all(torch.equal(one, other) for one, other in zip(*parts, strict=True))
+    assert reads == [5, 8, 2, 5, 10] and not benches[0]._pixels
+
+
+def test_missing_downloads_are_named_before_anything_is_read(model, tmp_path):
+    missing = model | {"folder": str(tmp_path / "sd"), "expert_folder": str(tmp_path / "resnet"),
+                       "text": str(tmp_path / "clip")}
+    with pytest.raises(FileNotFoundError, match="(?s)stable_diffusion: download.*resnet18: download.*clip: download"):
+        Bench("unknown", missing, backbones=["stable_diffusion", "resnet18", "pixels"])
