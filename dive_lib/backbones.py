@@ -10,15 +10,13 @@ resnet18, dino, dinov2 the paper's experts from local folders
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
-from dive_lib import (captions, classifiers, dit, expert, first_stage, image_encoder, layout_ldm, paths,
+from dive_lib import (captions, class_data, classifiers, dit, expert, first_stage, image_encoder, layout_ldm, paths,
                       stable_diffusion, text_targets)
 from dive_lib.comparison_backbones import PixelFeatures, ResNetFeatures
 from dive_lib.denoiser_features import DenoiserFeatures
-from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser, untrained_dit, untrained_layout_ldm
+from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser, in_format_of, untrained_dit, untrained_layout_ldm
 from dive_lib.feature_noise import Noise
-from dive_lib.files import read_json
 
 EXPERTS = ("resnet18", "dino", "dinov2")
 NAMES = ("layout_ldm", "dit", "untrained_layout_ldm", "untrained_dit", "stable_diffusion", "pixels", "numbers_resnet",
@@ -76,17 +74,8 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
     else:
         model = dit.load(runs / "dit")
         model = untrained_dit(model) if name.startswith("untrained") else model
-        denoiser = DiTDenoiser(model, image_encoder.load(_encoder_of_classes(profile)), name)
+        denoiser = DiTDenoiser(model, image_encoder.load(class_data.description(profile)["encoder"]), name)
     return DenoiserFeatures(denoiser.to(device), Noise(noise), bf16=bf16)
-
-
-def _encoder_of_classes(profile: str) -> str:
-    """The folder of the encoder through which the profile's DiT sees images; empty for the pixels."""
-    path = paths.runs(profile) / "classes.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/10_class_data.ipynb for the profile {profile!r} "
-                                "first; it names the encoder of the DiT's images")
-    return read_json(path)["encoder"]
 
 
 class GreyResNetFeatures(ResNetFeatures):
@@ -99,5 +88,4 @@ class GreyResNetFeatures(ResNetFeatures):
     @torch.no_grad()
     def features(self, images: torch.Tensor, t: int | Sequence[int] = 0, stages: Sequence[str] | None = None,
                  condition=None) -> dict[str, torch.Tensor]:
-        grey = F.interpolate(images.mean(1, keepdim=True), (self.side, self.side), mode="area")
-        return super().features(grey, t, stages, condition)
+        return super().features(in_format_of(images, 1, self.side), t, stages, condition)

@@ -74,13 +74,18 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
     return ClassData(root, names, encoder, **splits, digests=digests)
 
 
-def load(profile: str) -> ClassData:
-    """The described data, without decoding every image again."""
+def description(profile: str) -> dict:
+    """What `describe` wrote: root, names, encoder and the rest, without a look at the folder."""
     path = paths.runs(profile) / "classes.json"
     if not path.exists():
         raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/10_class_data.ipynb for the profile {profile!r} "
                                 "first")
-    described = read_json(path)
+    return read_json(path)
+
+
+def load(profile: str) -> ClassData:
+    """The described data, without decoding every image again."""
+    described = description(profile)
     return ClassData(paths.ROOT / described["root"], described["names"], described["encoder"], **_read(described),
                      digests=described["digests"])
 

@@ -122,13 +122,17 @@ class ResNet(nn.Sequential):
 
 
 class VisionTransformer(nn.Module):
-    """Patches as tokens, a transformer, the mean of its output, a linear layer."""
+    """Patches as tokens, a transformer, the mean of its output, a linear layer.
+
+    Positions start on the scale of the embedded patches: much smaller ones are learned late in a short training.
+    """
 
     def __init__(self, channels: int, classes: int, image_size: int, patch: int = 16, width: int = 768,
                  layers: int = 12, heads: int = 12):
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, patch)
-        self.transformer = TokenTransformer(width, layers, heads, width // heads, length=(image_size // patch) ** 2)
+        self.transformer = TokenTransformer(width, layers, heads, width // heads, length=(image_size // patch) ** 2,
+                                            position_std=0.5)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -77,10 +77,7 @@ class DiTDenoiser(Denoiser):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         channels, side, _ = self.dit.latent_shape
-        if channels < 4:  # pixels
-            images = images if images.shape[1] == channels else images.mean(1, keepdim=True)
-            images = images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="area")
-        return self.encoder.encode(images)
+        return self.encoder.encode(in_format_of(images, channels, side) if channels < 4 else images)  # < 4: pixels
 
     def context(self, condition: torch.Tensor | None, batch: int) -> torch.Tensor:
         table = self.dit.vocabulary.class_table
@@ -95,6 +92,13 @@ class DiTDenoiser(Denoiser):
     def as_map(self, output: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         side = latents.shape[-1] // self.dit.transformer.config.patch_size
         return output.mT.unflatten(2, (side, side))
+
+
+def in_format_of(images: torch.Tensor, channels: int, side: int) -> torch.Tensor:
+    """Images (n, C, S, S) as a small network takes them, (n, channels, side, side): grey (mean of the colours) where
+    they have more channels, reduced by area. Images that fit are given back as they are."""
+    images = images if images.shape[1] == channels else images.mean(1, keepdim=True)
+    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="area")
 
 
 def untrained_layout_ldm(ldm: LayoutLDM, seed: int = 0) -> LayoutLDM:

@@ -5,7 +5,6 @@ compared on validation images; draws and test images give the interval of what i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from dive_lib.few_shot_data import FewShotSet, draw_shots
 from dive_lib.first_stage import device
 from dive_lib.progress import Progress, silent
 from dive_lib.task_bench import Bench, training
-from dive_lib.task_features import Scales
 from dive_lib.train import TrainingConfig, train
 from dive_lib.u_head import CLASSIFICATION
 
@@ -45,8 +43,7 @@ class FewShot:
         """The same of logistic regression. source: {"backbone", "t", "group": one stage, "side", "strength"}."""
         chosen = draw_shots(self.part.train.labels, shots, draw)
         if self.bench.cache is None:  # every image costs a pass of the network: only the shots
-            scales = self.bench.scales(self.part.train, source)
-            train_x = text_heads.pooled(_Chosen(scales, torch.tensor(chosen)), source["side"])
+            train_x = text_heads.pooled(self.bench.scales(self.part.train, source), source["side"], chosen)
         else:
             train_x = self._flat(source, "train")[chosen]
         test_x = self._flat(source, split)
@@ -72,11 +69,8 @@ class FewShot:
                   identity=fingerprint(images, labels, own, network["shift"]))
         classifiers.calibrate(model, lambda index: images[index], len(labels), batch=network["batch_size"])
         part = getattr(self.part, split)
-        if self.bench.cache is None:
-            answers = classifiers.predict(model, lambda index: part.load_images(index).to(device()), len(part))
-        else:
-            tested = self.bench.pixels(part)
-            answers = classifiers.predict(model, lambda index: tested[index].to(device()), len(tested))
+        read = self.bench.reader(part)
+        answers = classifiers.predict(model, lambda index: read(index).to(device()), len(part))
         return np.array(answers) == part.labels.numpy()
 
     def _flat(self, source: Mapping, split: str) -> np.ndarray:
@@ -85,20 +79,6 @@ class FewShot:
             scales = self.bench.scales(getattr(self.part, split), source, None if split == "train" else self.part.train)
             self._pooled[key] = text_heads.pooled(scales, source["side"])
         return self._pooled[key]
-
-
-@dataclass
-class _Chosen:
-    """Scales of some images of a split, for `text_heads.pooled`. indices (n,): of these images."""
-
-    scales: Scales
-    indices: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, part: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        return self.scales.take(self.indices[part])
 
 
 def compare(trial, candidates: Sequence[Mapping], shots: int, draws: int, label: str, split: str = "val") -> list[dict]:

@@ -1,40 +1,18 @@
-"""Layout-conditional generation as Table VI judges it: another layout LDM beside the pipeline's, and images of both.
+"""Layout-conditional generation as Table VI judges it: images of two layout LDMs for the layouts of a split.
 
 Both models draw images for the same layouts from the same noises. The network that reads the images is the profile's
 number classifier, so they are brought into its format first.
 """
 
 import torch
-import torch.nn.functional as F
 
 from dive_lib import paths, stage_scratch
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.dataset import Dataset
 from dive_lib.first_stage import FirstStage, device
-from dive_lib.latents import LayoutTokens, cached_latents, load_images
-from dive_lib.layout_ldm import LayoutLDM, layout_ldm_loss
+from dive_lib.latents import LayoutTokens, load_images
+from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.progress import Progress
-from dive_lib.train import TrainingConfig, train
-
-
-def obtain(data: Dataset, first_stage: FirstStage, architecture: dict, config: TrainingConfig, *, dropout: dict,
-           focus: dict, kind: str = "l2", label: str = "layout LDM") -> tuple[LayoutLDM, list[float]]:
-    """Trains a layout LDM on the training split and returns it with the loss of every step.
-
-    architecture: keyword arguments of LayoutLDM without the grid. dropout, focus, kind: of `layout_ldm_loss`. A stopped
-    training continues. Raises ValueError where architecture and latents do not fit.
-    """
-    torch.manual_seed(config.seed)
-    model = LayoutLDM(data.grid, **architecture)
-    latents = cached_latents(first_stage, data.train, paths.scratch() / "latents", label="training latents")
-    if latents.shape[1:] != model.latent_shape:
-        raise ValueError(f"the layout LDM diffuses {model.latent_shape}, the first stage's latents are "
-                         f"{tuple(latents.shape[1:])}; change in_channels and sample_size of the architecture")
-    layouts = LayoutTokens(data.train, data.grid)
-    loss_of = layout_ldm_loss(latents, layouts, config.batch_size, dropout=dropout, focus=focus, kind=kind)
-    losses = train(model.to(device()), loss_of, config, scratch=paths.scratch() / "layout_ldm", label=label,
-                   identity=fingerprint(latents, layouts.tokens, model.config, dropout, focus, kind))
-    return model, losses
 
 
 def layouts_and_images(data: Dataset, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,12 +45,3 @@ def draw(model: LayoutLDM, first_stage: FirstStage, tokens: torch.Tensor, *, ste
             parts.append(load_tensors(path)[0]["images"])
             progress.update(len(part))
     return torch.cat(parts).float() / 127.5 - 1
-
-
-def in_format_of(images: torch.Tensor, channels: int, side: int) -> torch.Tensor:
-    """Colour images (n, 3, S, S) as (n, channels, side, side): grey where channels is 1, reduced by area.
-
-    What `backbones.GreyResNetFeatures` does for the numbers' residual network.
-    """
-    images = images.mean(1, keepdim=True) if channels == 1 else images
-    return F.interpolate(images, (side, side), mode="area")

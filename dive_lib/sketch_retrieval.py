@@ -51,10 +51,9 @@ class SketchRetrieval:
         return tuple(self._small(images, side).flatten(1) for images in (part.sketches, part.photos))
 
     def _small(self, images: WholeImages, side: int) -> torch.Tensor:
-        """(n, 3, side, side) images reduced by area; without a cache they are read in batches and not kept."""
-        if self.bench.cache is not None:
-            return F.interpolate(self.bench.pixels(images), (side, side), mode="area")
-        return torch.cat([F.interpolate(images.load_images(part), (side, side), mode="area")
+        """(n, 3, side, side) images reduced by area, in batches."""
+        read = self.bench.reader(images)
+        return torch.cat([F.interpolate(read(part), (side, side), mode="area")
                           for part in torch.arange(len(images)).split(self.bench.model["batch"])])
 
     def evaluate(self, vectors: tuple[torch.Tensor, torch.Tensor], split: str, seed: int = 0) -> dict:

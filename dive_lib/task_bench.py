@@ -72,6 +72,10 @@ class Bench:
             self._pixels[id(images)] = images.load_images(range(len(images)))
         return self._pixels[id(images)]
 
+    def reader(self, images) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Indices (B,) -> images (B, 3, S, S): of `pixels` with a cache; without one they are decoded each time."""
+        return self.pixels(images).__getitem__ if self.cache else images.load_images
+
     def text(self, names: Sequence[str]) -> torch.Tensor:
         """(K, d) unit vectors of class names."""
         return self.encoder.encode(names)

@@ -85,10 +85,11 @@ def answers(embeddings: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return similarity_logits(embeddings, text).argmax(1)
 
 
-def pooled(scales: Scales, side: int) -> np.ndarray:
-    """(n, D) what a linear probe reads: the maps averaged to side x side, flattened."""
+def pooled(scales: Scales, side: int, indices: Sequence[int] | None = None) -> np.ndarray:
+    """(n, D) what a linear probe reads: maps averaged to side x side, flattened. indices: of the images, or all."""
+    indices = torch.arange(len(scales)) if indices is None else torch.as_tensor(indices)
     rows = [torch.cat([F.adaptive_avg_pool2d(scale, side).flatten(1) for scale in scales.take(part)[0]], 1).cpu()
-            for part in torch.arange(len(scales)).split(128)]
+            for part in indices.split(128)]
     return torch.cat(rows).numpy()
 
 

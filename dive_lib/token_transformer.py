@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-POSITION_STD = 0.02
-
 
 class Attention(nn.Module):
     """Multi-head self-attention with its own pre-normalisation: (B, L, width) -> (B, L, width)."""
@@ -80,6 +78,7 @@ class TokenTransformer(nn.Module):
     feedforward  widening factor of the feed-forward part
     dropout      applied to the output of each attention and feed-forward part while training
     final_norm   LayerNorm on the output (CompVis: yes)
+    position_std of the drawn positions
     """
 
     def __init__(
@@ -92,12 +91,13 @@ class TokenTransformer(nn.Module):
         feedforward: int = 4,
         dropout: float = 0.0,
         final_norm: bool = True,
+        position_std: float = 0.02,
     ):
         super().__init__()
         self.width, self.length = width, length
         self.register_parameter("positions", None)
         if length is not None:
-            self.positions = nn.Parameter(torch.randn(length, width) * POSITION_STD)
+            self.positions = nn.Parameter(torch.randn(length, width) * position_std)
         self.layers = nn.ModuleList(
             Layer(width, heads, head_width, feedforward, dropout) for _ in range(layers)
         )

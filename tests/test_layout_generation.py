@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import backbones, classifiers, dataset, generation_quality, glyphs, layout_generation, paths
-from dive_lib import stage_scratch
+from dive_lib import backbones, classifiers, dataset, generation_quality, glyphs, layout_generation
+from dive_lib import layout_training, paths, stage_scratch
+from dive_lib.denoisers import in_format_of
 from dive_lib.layout import LayoutGrid
 from dive_lib.train import TrainingConfig
 from tests import tiny
@@ -37,7 +38,7 @@ def autoencoder():
 
 
 def obtain(scenes, autoencoder, architecture=ARCHITECTURE, config=CONFIG, **changes):
-    return layout_generation.obtain(scenes, autoencoder, architecture, config, **(RECIPE | changes))
+    return layout_training.obtain(scenes, autoencoder, architecture, config, **(RECIPE | changes))
 
 
 def test_a_stopped_training_continues_and_ends_alike(scenes, autoencoder, monkeypatch):
@@ -48,12 +49,12 @@ def test_a_stopped_training_continues_and_ends_alike(scenes, autoencoder, monkey
         train(model, loss_of, config, **settings, stop_after=2)
         raise KeyboardInterrupt
 
-    train = layout_generation.train
-    monkeypatch.setattr(layout_generation, "train", stopping)
+    train = layout_training.train
+    monkeypatch.setattr(layout_training, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         obtain(scenes, autoencoder)
     assert len(list((paths.scratch() / "layout_ldm").iterdir())) == 1
-    monkeypatch.setattr(layout_generation, "train", train)
+    monkeypatch.setattr(layout_training, "train", train)
     again, continued = obtain(scenes, autoencoder)
     assert continued == losses
     for name, value in whole.state_dict().items():
@@ -120,14 +121,14 @@ def test_scenes_reach_the_classifier_as_they_reach_the_features_of_the_backbone(
     torch.manual_seed(0)
     images = torch.rand(5, 3, 64, 64) * 2 - 1
     network = classifiers.ResNet(1, 10, 16, widths=(8, 12), blocks=1, stem="pixels").eval()
-    grey = layout_generation.in_format_of(images, channels=1, side=16)
+    grey = in_format_of(images, channels=1, side=16)
     assert grey.shape == (5, 1, 16, 16)
     assert grey[0, 0, 0, 0].item() == pytest.approx(images[0, :, :4, :4].mean().item(), abs=1e-6)
     maps = backbones.GreyResNetFeatures(network, side=16).features(images)
     last = maps[list(maps)[-1]].mean((2, 3))
     features, _ = generation_quality.read_images(network, grey)
     np.testing.assert_allclose(features, last.numpy(), atol=1e-5)
-    assert torch.equal(layout_generation.in_format_of(images, channels=3, side=64), images)
+    assert torch.equal(in_format_of(images, channels=3, side=64), images)
 
 
 def test_measures_of_scenes(scenes, autoencoder):
@@ -136,5 +137,5 @@ def test_measures_of_scenes(scenes, autoencoder):
     model = tiny.LayoutLDM(LayoutGrid(**scenes.grid.to_dict()), **ARCHITECTURE).eval()
     tokens, real = layout_generation.layouts_and_images(scenes, "val", 6)
     drawn = layout_generation.draw(model, autoencoder, tokens, steps=2, seed=0)
-    row = generation_quality.quality(network, *(layout_generation.in_format_of(x, 1, 16) for x in (real, drawn)))
+    row = generation_quality.quality(network, *(in_format_of(x, 1, 16) for x in (real, drawn)))
     assert set(row) == set(generation_quality.BETTER) and row["frechet_distance"] > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dive_lib.token_transformer import POSITION_STD, TokenTransformer
+from dive_lib.token_transformer import TokenTransformer
 
 
 def parameters(model: nn.Module) -> int:
@@ -65,7 +65,8 @@ def test_positions_distinguish_tokens_and_start_small():
     placed, unplaced = small()(x), small(length=None)(x)
     assert (unplaced - unplaced[:, :1]).abs().max() < 1e-5
     assert (placed - placed[:, :1]).abs().max() > 1e-3
-    assert small(length=4000).positions.std().item() == pytest.approx(POSITION_STD, rel=0.02)
+    assert small(length=4000).positions.std().item() == pytest.approx(0.02, rel=0.02)
+    assert small(length=4000, position_std=0.5).positions.std().item() == pytest.approx(0.5, rel=0.02)
 
 
 def test_without_positions_a_permutation_of_tokens_permutes_the_result():
