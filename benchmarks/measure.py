@@ -1,6 +1,6 @@
 """What the benchmarks share: medians of seconds, peak memory, counted FLOPs, the chip's matrix-product rate, results.
 
-A result is one JSON file with the machine it was measured on, and the same rows as a markdown table on the screen.
+A result is one JSON file with the machine it was measured on, and the same rows as a markdown table beside it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dive_lib import paths, provenance
-from dive_lib.files import write_json
+from dive_lib.files import write_json, write_text
 
 RESULTS = paths.ROOT / "benchmarks" / "results"
 
@@ -79,12 +79,22 @@ def matrix_rate(side: int, dtype: torch.dtype, device: str, repeats: int = 10) -
 
 
 def save(name: str, settings: dict, rows: list[dict], *, folder: Path | None = None, **facts) -> dict:
-    """Writes benchmarks/results/<name>.json, prints its table and returns its content. facts: further keys."""
+    """Writes benchmarks/results/<name>.json and .md, prints the table and returns the content. facts: further keys."""
     result = {"benchmark": name, "machine": provenance.machine(), "torch": torch.__version__,
               "threads": torch.get_num_threads(), **facts, "settings": settings, "rows": rows}
     write_json((folder or RESULTS) / f"{name}.json", result)
+    write_text((folder or RESULTS) / f"{name}.md", page(result))
     print(markdown(rows))
     return result
+
+
+def page(result: dict) -> str:
+    """A result as a markdown page: what it was measured on, how it is repeated, its rows."""
+    machine = result["machine"]
+    where = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
+    return (f"# {result['benchmark']}\n\nMeasured on {where}, PyTorch {result['torch']}; all settings are in "
+            f"`{result['benchmark']}.json`. Repeat it with `python -m benchmarks.{result['benchmark']}`.\n\n"
+            f"{markdown(result['rows'])}\n")
 
 
 def markdown(rows: list[dict], columns: list[str] | None = None) -> str:

@@ -28,6 +28,10 @@ FREQUENCIES = 256  # channels of the timestep's sines and cosines
 LINEAR_BETAS = {"steps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 EMBEDDERS = "transformer_blocks.{}.norm1.emb."  # diffusers' copies of what DiT has once
 IGNORED = ("_class_name", "_diffusers_version", "num_embeds_ada_norm", "norm_eps")  # of config.json
+# Entries of diffusers' older, general class, under which the published DiT-XL/2 was saved; a DiT uses none of them.
+UNUSED = ("cross_attention_dim", "double_self_attention", "num_vector_embeds", "only_cross_attention",
+          "use_linear_projection")
+PUBLISHED_AS = [(name, "ada_norm_zero") for name in ("DiTTransformer2DModel", "Transformer2DModel")]
 
 
 class _Given(nn.Module):
@@ -141,15 +145,23 @@ def load_published(directory: Path | str, classes: Sequence[str] | None = None) 
     for path in (config_file, weights_file):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; download the folder 'transformer' of "
-                                    "huggingface.co/facebook/DiT-XL-2-256 and give its path")
+                                    f"huggingface.co/facebook/DiT-XL-2-256 into {directory} (where it has a .bin file "
+                                    "alone, load it with torch.load(weights_only=True) and save it with "
+                                    "safetensors.torch.save_file)")
     config = read_json(config_file)
-    if config.get("_class_name") != "DiTTransformer2DModel" or "num_embeds_ada_norm" not in config:
-        raise ValueError(f"{config_file}: _class_name is {config.get('_class_name')!r}, expected "
-                         "'DiTTransformer2DModel' with num_embeds_ada_norm; give the folder of a DiT's transformer")
+    if (config.get("_class_name"), config.get("norm_type", "ada_norm_zero")) not in PUBLISHED_AS \
+            or "num_embeds_ada_norm" not in config:
+        raise ValueError(f"{config_file}: _class_name is {config.get('_class_name')!r} with norm_type "
+                         f"{config.get('norm_type')!r}, expected 'DiTTransformer2DModel' (or 'Transformer2DModel') with "
+                         "'ada_norm_zero' and num_embeds_ada_norm; give the folder of a DiT's transformer")
+    used = [key for key in UNUSED if config.get(key)]
+    if used:
+        raise ValueError(f"{config_file}: {', '.join(used)} is set, which a DiT has not; give the folder of a DiT's "
+                         "transformer")
     count = config["num_embeds_ada_norm"]
     if classes is not None and len(classes) != count:
         raise ValueError(f"{config_file}: num_embeds_ada_norm is {count}, but {len(classes)} class names are given")
-    options = {key: value for key, value in config.items() if key not in IGNORED}
+    options = {key: value for key, value in config.items() if key not in IGNORED + UNUSED}
     model = DiT(count if classes is None else classes, options)
     try:
         state = load_file(weights_file)

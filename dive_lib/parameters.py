@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dive_lib.files import read_json
 from dive_lib.paths import ROOT, shorten
 
 PARAMS = ROOT / "params.yaml"
@@ -111,12 +111,12 @@ def declared(notebook: str | Path) -> dict[str, Any]:
     path = Path(notebook)
     if not path.is_file():
         raise ParameterError(f"{shorten(path)}: no such notebook")
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells
-             if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+    cells = [cell for cell in read_json(path)["cells"]  # nbformat takes a second to load, and every notebook asks
+             if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"{shorten(path)}: {len(cells)} cells are tagged `parameters`; tag exactly one")
     values: dict[str, Any] = {}
-    for statement in ast.parse(cells[0].source).body:
+    for statement in ast.parse("".join(cells[0]["source"])).body:
         try:
             if isinstance(statement, ast.AnnAssign):
                 (target,) = [statement.target]

@@ -88,6 +88,7 @@ def execute(notebook: Path, values: Mapping[str, Any], stage: str) -> NotebookNo
             executed = papermill.execute_notebook(
                 notebook, work / notebook.name, dict(values), kernel_name=KERNEL, language="python",
                 cwd=notebook.parent, progress_bar=False, log_output=False, record_timing=False,
+                request_save_on_cell_execute=False, autosave_cell_every=0,  # the copy is kept or thrown away as a whole
                 shutdown_kernel="immediate", config=_kernel_config())
     except papermill.PapermillExecutionError as error:
         kept = _made(paths.scratch() / "failed") / notebook.name

@@ -68,6 +68,23 @@ def test_classes_can_have_names(folder):
         dit.load_published(folder / "transformer", names[:9])
 
 
+OLD_FORMAT = {"_class_name": "Transformer2DModel", "_diffusers_version": "0.12.0.dev0", "cross_attention_dim": None,
+              "num_vector_embeds": None, "only_cross_attention": False, "use_linear_projection": False,
+              "norm_type": "ada_norm_zero"}
+
+
+def test_the_published_configuration_is_that_of_an_older_class(copied):
+    """facebook/DiT-XL-2-256 was saved as diffusers' Transformer2DModel, with entries that a DiT does not use."""
+    expected = dit.load_published(copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | OLD_FORMAT))
+    model = dit.load_published(copied)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
+    z, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 500])
+    context = model.vocabulary.class_table[:2]
+    assert torch.equal(model.predict(z, t, context), expected.predict(z, t, context))
+
+
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
 def test_a_missing_file_is_named_with_its_source(copied, name):
     (copied / name).unlink()
@@ -77,6 +94,8 @@ def test_a_missing_file_is_named_with_its_source(copied, name):
 
 @pytest.mark.parametrize("change, message", [
     ({"_class_name": "UNet2DConditionModel"}, "config.json.*_class_name"),
+    (OLD_FORMAT | {"norm_type": "ada_norm_single"}, "config.json.*ada_norm_single"),
+    (OLD_FORMAT | {"cross_attention_dim": 768}, "cross_attention_dim is set"),
     ({"num_embeds_ada_norm": 12}, "class_table|embedding_table.*shape"),
     ({"num_layers": 4}, "lacks"), ({"num_layers": 2}, "unknown tensor")])
 def test_another_models_configuration_is_refused(copied, change, message):
