@@ -63,13 +63,19 @@ def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) 
 
 @styled
 def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
-    """Cost and accuracy against the number of classes: rows {name, classes, forward_equivalents, accuracy}."""
+    """Cost and accuracy against the number of classes.
+
+    rows: {name, classes, forward_equivalents, accuracy, accuracy_ci95 optional}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
     for name, marker in zip(dict.fromkeys(row["name"] for row in rows), MARKERS):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["classes"])
         for axis, key in zip(axes, ("forward_equivalents", "accuracy")):
-            axis.plot([row["classes"] for row in own], [row[key] for row in own], marker + "-", markersize=5,
-                      linewidth=1.5, label=name)
+            line, = axis.plot([row["classes"] for row in own], [row[key] for row in own], marker + "-", markersize=5,
+                              linewidth=1.5, label=name)
+            for row in own:
+                axis.plot([row["classes"]] * 2, row.get(f"{key}_ci95") or [row[key]] * 2, color=line.get_color(),
+                          linewidth=4, alpha=0.25, solid_capstyle="butt")
     counts = sorted({row["classes"] for row in rows})
     for axis in axes:
         axis.set_xscale("log")
@@ -78,17 +84,22 @@ def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
         axis.set_xlabel("possible classes")
     log_cost(axes[0].yaxis, axes[0].set_yscale)
     axes[0].set(title="forward-equivalents per image")
-    axes[1].set(title="accuracy, percent", ylim=(0, 103))
+    lowest = min(min(row.get("accuracy_ci95") or [row["accuracy"]]) for row in rows)
+    axes[1].set(title="accuracy, percent (bar: 95 % interval)", ylim=(10 * (lowest // 10), 101))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
-def convergence(steps: Sequence[int], cap: int, visited: Sequence[int]) -> Figure:
-    """Distributions of the step that gave each image its answer and of the number of classes that it met."""
+def convergence(steps: Sequence[int], cap: int, visited: Sequence[int], every: int = 1) -> Figure:
+    """Distributions of the step that gave each image its answer and of the number of classes that it met.
+
+    cap: the steps of the run. every: steps of a loop; bins hold equally many ends of loops.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     values = [np.asarray(steps), np.asarray(visited)]
-    edges = [np.linspace(0, cap, min(cap, 20) + 1), np.arange(1, max(visited) + 2) - 0.5]
+    width = every * max(1, round(cap / every / 20))
+    edges = [np.arange(-every / 2, cap + width, width), np.arange(1, max(visited) + 2) - 0.5]
     for axis, data, bins in zip(axes, values, edges):
         axis.hist(data, bins=bins, color=BLUE, edgecolor="white", linewidth=0.8)
         axis.axvline(data.mean(), color=VERMILION)
@@ -111,6 +122,8 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
     _, _, axes_of_table = np.linalg.svd(table - centre, full_matrices=False)
     plane = axes_of_table[:2].T
     points = (table - centre) @ plane
+    margin = 0.6 * np.ptp(points, axis=0)
+    frame = list(zip(points.min(0) - margin, points.max(0) + margin))
     columns = min(3, len(paths))
     figure, grid = plt.subplots(2, columns, figsize=(8, 5.2), squeeze=False, height_ratios=[1.6, 1])
     for k, path in enumerate(paths[:columns]):
@@ -118,10 +131,13 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.scatter(*points.T, s=8, color=PALE)
         axis.plot(*way.T, color=BLUE, linewidth=1.2)
         axis.plot(*way[0], "o", color=BLUE, markersize=5)
-        for c in dict.fromkeys(path["classes"]):
-            axis.annotate(classes[c], points[c], fontsize=8, ha="center", va="center", color=INK)
-        axis.plot(*points[path["label"]], "o", markersize=15, markerfacecolor="none", color=VERMILION)
-        axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[])
+        for c in {path["classes"][0], path["prediction"], path["label"]}:
+            axis.annotate(classes[c], points[c], (0, 9), textcoords="offset points", fontsize=9, ha="center",
+                          color=INK, fontweight="bold")
+            axis.plot(*points[c], "o", markersize=4, color=INK)
+        axis.plot(*points[path["label"]], "o", markersize=12, markerfacecolor="none", color=VERMILION)
+        axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[],
+                 xlim=frame[0], ylim=frame[1])
         axis.grid(False)
         step, value = np.array(path["monitor"]).T
         grid[1, k].step(step, value, where="post", color=BLUE, linewidth=1.4)
@@ -130,8 +146,8 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
 
 
 @styled
-def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Labels against answers, percent of a label's images; `counts` (K, K)."""
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str], method: str = "") -> Figure:
+    """Labels against answers of a method, percent of a label's images; `counts` (K, K)."""
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     figure, axis = plt.subplots(figsize=(6.4, 5.4))
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
@@ -140,7 +156,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axis.set_xticks(ticks, [classes[k] for k in ticks])
     axis.set_yticks(ticks, [classes[k] for k in ticks])
     axis.grid(False)
-    axis.set(xlabel="answer", ylabel="class")
+    axis.set(xlabel="answer", ylabel="class", title=method)
     colour_bar(figure, image, axis, "share of the class's images, percent")
     return figure
 

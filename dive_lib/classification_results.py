@@ -143,6 +143,12 @@ def failures(results: list[dict], enumeration: list[dict]) -> dict:
             "missed": round(100 * missed / count, 4), "missed_truth": round(100 * missed_truth / max(1, missed), 4)}
 
 
+def never_met(ways: list[dict], enumeration: list[dict]) -> float:
+    """Share of images, in percent, whose enumeration's answer is none of the `classes` on the way (`Runner.paths`)."""
+    answers = {row["image_id"]: row["prediction"] for row in enumeration}
+    return round(100 * sum(answers[way["image_id"]] not in way["classes"] for way in ways) / len(ways), 4)
+
+
 def confusion(results: list[dict], total: int) -> np.ndarray:
     """(K, K) counts: row the label, column the answer."""
     counts = np.zeros((total, total), dtype=int)

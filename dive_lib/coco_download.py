@@ -66,6 +66,9 @@ def fetch(address: str, path: Path) -> None:
                     file.write(block)
                     progress.update(len(block))
     except OSError as error:
+        if have and getattr(error, "code", None) == 416:  # nothing follows: an earlier call had fetched it all
+            os.replace(part, path)
+            return
         raise DownloadError(f"{path.name}: {error}; run the same command again to continue, or fetch {address} by "
                             f"other means and put it at {path}") from None
     os.replace(part, path)

@@ -185,17 +185,23 @@ def _log_steps(axis, values, labels):
 
 
 @styled
-def convergence_histogram(steps: Sequence[int], cap: int, bins: int = 20) -> Figure:
-    """Distribution of the step that gave each image its result; `cap`: the steps of the run."""
+def convergence_histogram(steps: Sequence[int], cap: int, every: int = 1) -> Figure:
+    """Distribution of the step that gave each image its result.
+
+    cap: the steps of the run. every: steps from one look of the monitor to the next; bins hold equally many looks.
+    """
     mean = float(np.mean(steps))
+    width = every * max(1, round(cap / every / 20))
+    edges = np.arange(-every / 2, cap + width, width)
     figure, axis = plt.subplots(figsize=(7, 3.3))
-    axis.hist(steps, bins=np.linspace(0, cap, bins + 1), color=BLUE, edgecolor="white", linewidth=1)
+    axis.hist(steps, bins=edges, color=BLUE, edgecolor="white", linewidth=1)
     axis.axvline(mean, color=VERMILION)
     right = mean < cap / 2
+    axis.margins(y=0.2)
     axis.annotate(f"mean {mean:.0f} of {cap:,} steps", (mean, 0.97), (6 if right else -6, 0), va="top",
                   xycoords=axis.get_xaxis_transform(), textcoords="offset points", color=VERMILION,
                   ha="left" if right else "right", bbox={"facecolor": "white", "alpha": 0.8, "pad": 1.5})
-    axis.set(xlabel="convergence step (lowest monitor value)", ylabel="images", xlim=(0, cap))
+    axis.set(xlabel="convergence step (lowest monitor value)", ylabel="images", xlim=(edges[0], edges[-1]))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -204,7 +210,7 @@ def convergence_histogram(steps: Sequence[int], cap: int, bins: int = 20) -> Fig
 def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
     """AP against the share of steps that early stopping saves.
 
-    rows: {patience in steps (0: never stopped), saving in [0, 1], AP, AP_ci95 optional}.
+    rows: {patience in steps, saving in [0, 1], AP, AP_ci95 optional}.
     """
     rows = sorted(rows, key=lambda row: row["saving"])
     figure, axis = plt.subplots(figsize=(7, 3.5))
@@ -213,17 +219,17 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
         x = 100 * row["saving"]
         if row.get("AP_ci95"):
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
-        axis.annotate(row["patience"] or "never", (x, row["AP"]), (6, 6), textcoords="offset points")
+        axis.annotate(row["patience"] if row["saving"] else "no stopping", (x, row["AP"]), (6, 6), textcoords="offset points")
     axis.margins(x=0.08)
     axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None))
     return figure
 
 
 @styled
-def gap_heatmap(rows: Sequence[Mapping]) -> Figure:
-    """How much worse the image loss is at a corrupted layout than at the true one, by range of timesteps.
+def gap_heatmap(rows: Sequence[Mapping], condition: str = "layout", items: str = "scenes") -> Figure:
+    """How much worse the image loss is at a corrupted condition than at the true one, by range of timesteps.
 
-    rows: {corruption, t_low, t_high, gap (loss - true loss), share of scenes with gap > 0 in [0, 1]}.
+    rows: {corruption, t_low, t_high, gap (loss - true loss), share of items with gap > 0 in [0, 1]}.
     """
     names = list(dict.fromkeys(row["corruption"] for row in rows))
     ranges = sorted({(row["t_low"], row["t_high"]) for row in rows})
@@ -236,8 +242,9 @@ def gap_heatmap(rows: Sequence[Mapping]) -> Figure:
         axis.text(j, i, f"{gap}\n{100 * row['share']:.0f} %", ha="center", va="center", fontsize=10,
                   color="white" if abs(row["share"] - 0.5) > 0.37 else INK)
     image = heat(axis, share, [f"{low}\N{EN DASH}{high}" for low, high in ranges], names, FOUND, 100)
-    axis.set(xlabel="timesteps", title="loss above the true layout's, times 1000, and share of scenes")
-    colour_bar(figure, image, axis, "scenes where the true\nlayout is preferred, percent")
+    axis.tick_params(axis="x", labelsize=8 if len(ranges) > 8 else None)
+    axis.set(xlabel="timesteps", title=f"loss above the true {condition}'s, times 1000, and share of {items}")
+    colour_bar(figure, image, axis, f"{items} where the true\n{condition} is preferred, percent")
     return figure
 
 

@@ -108,8 +108,10 @@ def command(runner: type[Runner]) -> None:
     parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
     parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
     arguments = parser.parse_args()
-    shard, shards = (int(part) for part in arguments.shard.split("/"))
-    run_shard(arguments.directory, runner, shard, shards)
+    shard, _, shards = arguments.shard.partition("/")
+    if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
+        parser.error(f"--shard {arguments.shard}: expected i/n with 0 <= i < n, such as 0/8 to 7/8")
+    run_shard(arguments.directory, runner, int(shard), int(shards))
 
 
 def seconds_per_image(results: list[dict], workers: int) -> float:

@@ -74,6 +74,12 @@ def test_failures_are_told_apart():
     assert results_of.failures(enumeration(), enumeration())["search_failures"] == 0
 
 
+def test_which_answers_the_search_never_met():
+    best = {row["image_id"]: row["prediction"] for row in enumeration()}
+    ways = [{"image_id": "i0", "classes": [best["i0"]]}, {"image_id": "i3", "classes": [k for k in range(3) if k != best["i3"]]}]
+    assert results_of.never_met(ways, enumeration()) == 50 and results_of.never_met(ways[:1], enumeration()) == 0
+
+
 def test_confusions():
     counts = results_of.confusion(inverted(), 3)
     assert counts.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]
@@ -118,9 +124,9 @@ def test_every_figure_is_drawn(tmp_path):
     drawn = [class_figures.accuracy_bars(bars),
              class_figures.accuracy_against_cost(curves, [row | {"name": "fast"}]),
              class_figures.cost_against_classes([row | {"name": n, "classes": c} for n in "ab" for c in (10, 100)]),
-             class_figures.convergence([2, 4, 4], 4, [1, 2, 3]),
+             class_figures.convergence([2, 4, 4], 4, [1, 2, 3], every=2),
              class_figures.embedding_paths(rng.normal(size=(3, 4)), ways, "xyz"),
-             class_figures.confusion_matrix(results_of.confusion(results, 3), "xyz"),
+             class_figures.confusion_matrix(results_of.confusion(results, 3), "xyz", "enumeration"),
              class_figures.model_orders({"a": row, "b": row}, {"accuracy": "DIVE", "n_images": "images"})]
     for k, figure in enumerate(drawn):
         assert figures.save(figure, tmp_path / f"{k}.png").stat().st_size > 2000

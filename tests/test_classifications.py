@@ -54,6 +54,14 @@ def test_shards_and_interruptions_change_nothing(world, tmp_path, method):
     assert all(r["correct"] == (r["prediction"] == r["label"]) for r in a)
 
 
+@pytest.mark.parametrize("shard", ["3", "3/3", "4/3", "-1/3", "a/b"])
+def test_a_share_that_does_not_exist_is_refused(monkeypatch, capsys, tmp_path, shard):
+    monkeypatch.setattr("sys.argv", ["classifications", str(tmp_path), f"--shard={shard}"])
+    with pytest.raises(SystemExit):
+        image_runs.command(classifications.Runner)
+    assert "0 <= i < n" in capsys.readouterr().err
+
+
 def test_enumeration_costs_every_class_on_every_pair(world, tmp_path):
     results = classifications.run(tmp_path / "out", spec(world, {"method": "enumerate"}))
     for result in results:

@@ -1,11 +1,13 @@
 """Fetching archives, against a folder on this machine in place of the server."""
 
 import hashlib
+import http.server
+import threading
 import zipfile
 
 import pytest
 
-from dive_lib.coco_download import DownloadError, download, verify
+from dive_lib.coco_download import DownloadError, download, fetch, verify
 
 
 @pytest.fixture
@@ -38,6 +40,27 @@ def test_a_damaged_archive_is_refused_and_removed(server, tmp_path):
 def test_a_missing_server_names_the_remedy(server, tmp_path):
     with pytest.raises(DownloadError, match="run the same command again"):
         download(tmp_path / "coco", server[1], (tmp_path / "nowhere").as_uri())
+
+
+def test_a_part_that_is_already_whole_is_taken(tmp_path):
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        """A server that has nothing beyond what was fetched."""
+
+        def do_GET(self):
+            self.send_error(416)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Nothing) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{served.server_port}/x.zip"
+        with pytest.raises(DownloadError, match="x.zip.*416"):
+            fetch(address, tmp_path / "x.zip")
+        (tmp_path / "x.zip.part").write_bytes(b"abc")
+        fetch(address, tmp_path / "x.zip")
+        served.shutdown()
+    assert (tmp_path / "x.zip").read_bytes() == b"abc" and not (tmp_path / "x.zip.part").exists()
 
 
 def test_a_foreign_archive_is_refused(server, tmp_path):

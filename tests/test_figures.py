@@ -44,7 +44,7 @@ FIGURES = {
     "ablation_here": lambda: figures.ablation_bars(ABLATION[1:]),
     "steps": lambda: figures.steps_curve(STEPS, PAPER_TABLE_1),
     "steps_here": lambda: figures.steps_curve(STEPS[1:]),
-    "convergence": lambda: figures.convergence_histogram([4, 120, 160], 200),
+    "convergence": lambda: figures.convergence_histogram([4, 120, 160], 200, every=4),
     "stopping": lambda: figures.early_stopping_curve([
         {"patience": 0, "saving": 0.0, "AP": 33.0, "AP_ci95": [29, 37]},
         {"patience": 40, "saving": 0.4, "AP": 31.0}]),
