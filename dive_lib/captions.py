@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dive_lib import checkpoint, paths
+from dive_lib.first_stage import device
 from dive_lib.text_targets import need_files, read_pretrained
 
 SOURCE = "huggingface.co/Salesforce/blip-image-captioning-base"
@@ -36,7 +37,7 @@ class Captioner:
         need_files(self.directory, FILES, SOURCE)
         self.tokenizer = read_pretrained(BertTokenizer, self.directory, SOURCE)
         self.model = checkpoint.freeze(read_pretrained(BlipForConditionalGeneration, self.directory, SOURCE,
-                                                       use_safetensors=True))
+                                                       use_safetensors=True)).to(device())
 
     @property
     def identity(self) -> dict:
@@ -48,7 +49,7 @@ class Captioner:
         """Captions, without the prompt, of images (n, 3, H, W) in [-1, 1]."""
         texts = []
         for part in images.split(batch):
-            pixels = F.interpolate(part, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
+            pixels = F.interpolate(part, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1).to(self.model.device)
             mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
             prompt = self.tokenizer([PROMPT] * len(part), return_tensors="pt").to(self.model.device)
             tokens = self.model.generate(

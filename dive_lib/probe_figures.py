@@ -16,19 +16,20 @@ from dive_lib.figures import (BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PINK
 def heat_maps(grids: Mapping[str, Mapping], times: Sequence[int], stages: Sequence[str]) -> Figure:
     """One panel for each granularity: value of every time step (down) and stage (across), the best cell framed.
 
-    grids: title -> {values (T, S), best (row, column) or None, label of the values}. Stages of more backbones follow
-    each other.
+    grids: title -> {values (T, S), best (row, column) or None, label of the values, limits: ends of the colour scale,
+    by default those of the values}. Stages of more backbones follow each other.
     """
     wide = max(2.7, 0.5 * len(stages) + 1.1)
     figure, axes = plt.subplots(1, len(grids), figsize=(wide * len(grids), 0.3 * len(times) + 1.5), squeeze=False,
                                 sharey=True)
     for axis, (title, grid) in zip(axes[0], grids.items()):
         values = np.asarray(grid["values"], dtype=float)
-        image = axis.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        low, high = grid.get("limits") or (np.nanmin(values), np.nanmax(values))
+        image = axis.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest", vmin=low, vmax=high)
+        digits = 0 if high - low > 10 else 1
         for row, column in np.ndindex(values.shape):
-            axis.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center", fontsize=8,
-                      color="white" if values[row, column] < middle else INK)
+            axis.text(column, row, f"{values[row, column]:.{digits}f}", ha="center", va="center", fontsize=8 - digits,
+                      color="white" if values[row, column] < (low + high) / 2 else INK)
         if grid.get("best") is not None:
             row, column = grid["best"]
             axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))

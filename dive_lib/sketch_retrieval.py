@@ -79,8 +79,9 @@ def compare(tasks: Sequence[SketchRetrieval], candidates: Sequence[Mapping], see
 
 
 def mean_rows(rows: Sequence[Mapping]) -> dict:
-    """The mean of the rows of several seeds, and of the bounds of their intervals; `by_seed` holds every mAP."""
+    """The mean of the rows of several seeds, classes and bounds of intervals too; `by_seed` holds every mAP."""
     keys = ("mAP", "mAP_200", "AP_plain", "P_100")
-    bounds = [round(sum(row["mAP_ci95"][k] for row in rows) / len(rows), 4) for k in (0, 1)]
-    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
-            "mAP_ci95": bounds, "by_seed": [row["mAP"] for row in rows]}
+    lists = {key: [round(sum(values) / len(rows), 4) for values in zip(*(row[key] for row in rows))]
+             for key in ("mAP_ci95", "by_class")}
+    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}, **lists,
+            "by_seed": [row["mAP"] for row in rows]}

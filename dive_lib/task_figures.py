@@ -14,11 +14,14 @@ WIDTH = 8.0  # inches
 
 
 @styled
-def label_maps(images: torch.Tensor, maps: Mapping[str, torch.Tensor], classes: int,
+def label_maps(images: torch.Tensor, maps: Mapping[str, torch.Tensor], classes: Sequence[str],
                names: Sequence[str] = ()) -> Figure:
-    """Images (n, 3, H, W) in [-1, 1] in the first row, label maps (n, h, w) under them; a colour for each class,
-    class 0 and ignored pixels are white. names: printed under the last row, one for each image."""
-    palette = np.array([(1.0, 1.0, 1.0), *sns.color_palette("husl", max(1, classes - 1))])
+    """Images (n, 3, H, W) in [-1, 1] in the first row, label maps (n, h, w) under them.
+
+    A colour for each class: the hue is that of the name's last word, the shade that of the words before it; class 0
+    and ignored pixels are white. names: printed under the last row, one for each image.
+    """
+    palette = np.array([(1.0, 1.0, 1.0), *_colours(classes[1:])])
     pixels = ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     rows = {"image": pixels} | {name: palette[values.clamp(min=0).numpy()] for name, values in maps.items()}
     figure, axes = plt.subplots(len(rows), len(images), figsize=(WIDTH, 1.04 * WIDTH / len(images) * len(rows) + 0.25),
@@ -34,6 +37,14 @@ def label_maps(images: torch.Tensor, maps: Mapping[str, torch.Tensor], classes: 
     for axis, name in zip(axes[-1], names):
         axis.set_xlabel(name, fontsize=7.5, color=MUTED)
     return figure
+
+
+def _colours(classes: Sequence[str]) -> list[tuple[float, float, float]]:
+    words = [(" ".join(name.split()[:-1]), name.split()[-1]) for name in classes]
+    firsts, lasts = (list(dict.fromkeys(part)) for part in zip(*words)) if words else ([], [])
+    shades = np.linspace(0.35, 0.85, len(firsts)) if len(firsts) > 1 else [0.65]
+    hues = {shade: sns.husl_palette(len(lasts), s=0.9, l=shade) for shade in shades}
+    return [hues[shades[firsts.index(first)]][lasts.index(last)] for first, last in words]
 
 
 @styled
@@ -93,10 +104,11 @@ def shots_curve(rows: Sequence[Mapping], chance: float) -> Figure:
 
 
 @styled
-def value_bars(rows: Sequence[Mapping], keys: Mapping[str, str], label: str, top: float = 100.0,
+def value_bars(rows: Sequence[Mapping], keys: Mapping[str, str], label: str, top: float | None = None,
                reference: Mapping[str, float] | None = None) -> Figure:
     """Horizontal bars, one panel for each of `keys` (key -> title). rows: {name, key: value, key_ci95 optional, own
-    optional (drawn darker)}. reference: key -> value of a dotted line."""
+    optional (drawn darker)}. top: end of the scale, by default each panel's largest. reference: key -> value of a
+    dotted line."""
     figure, axes = plt.subplots(1, len(keys), figsize=(8, 0.36 * len(rows) + 1.2), sharey=True, squeeze=False)
     for axis, (key, title) in zip(axes[0], keys.items()):
         for k, row in enumerate(rows):
@@ -108,7 +120,8 @@ def value_bars(rows: Sequence[Mapping], keys: Mapping[str, str], label: str, top
                           textcoords="offset points", va="center", fontsize=9.5)
         if reference and key in reference:
             axis.axvline(reference[key], color=ORANGE, linewidth=1.2, linestyle=":")
-        axis.set(title=title, xlabel=label, xlim=(0, 1.16 * top))
+        ends = [max([row[key], *(row.get(f"{key}_ci95") or ())]) for row in rows]
+        axis.set(title=title, xlabel=label, xlim=(0, 1.2 * (top or max(ends) or 1)))
         axis.grid(axis="x")
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(rows)), [row["name"] for row in rows])

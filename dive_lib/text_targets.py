@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from dive_lib import checkpoint, paths
+from dive_lib.first_stage import device
 
 CLIP_SOURCE = "huggingface.co/openai/clip-vit-large-patch14"
 CLIP_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -69,7 +70,7 @@ class ClipText:
         need_files(self.directory, CLIP_FILES, CLIP_SOURCE)
         self.tokenizer = read_pretrained(CLIPTokenizer, self.directory, CLIP_SOURCE)
         self.model = checkpoint.freeze(read_pretrained(CLIPTextModelWithProjection, self.directory, CLIP_SOURCE,
-                                                       use_safetensors=True))
+                                                       use_safetensors=True)).to(device())
         config = self.model.config
         self.width = config.projection_dim if pooling == "projected" else config.hidden_size
 

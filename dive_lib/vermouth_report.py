@@ -37,8 +37,7 @@ def rows(metrics: Mapping) -> list[dict]:
             break
         row, others = part["probe_best"][granularity], part["probe_backbones"]
         backbone = next(key for key, own in others.items() if own[granularity] == row)
-        denoisers = [key for key in others if key.startswith("untrained_") or f"untrained_{key}" in others]
-        beside = [f"{_words(key)} {others[key][granularity][measure]:.1f}" for key in denoisers if key != backbone]
+        beside = [f"{_words(key)} {others[key][granularity][measure]:.1f}" for key in others if key != backbone]
         found.append({"name": f"{_words(backbone)}, {name} (t = {row['t']}, {row['stage']})", "value": row[measure],
                       "interval": row[f"{measure}_ci95"], "beside": ", ".join(beside),
                       "images": row.get("n_images", row.get("queries")), "paper": ""})
@@ -87,4 +86,5 @@ def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -
 
 
 def _words(backbone: str) -> str:
-    return backbone.replace("_", " ").replace("ldm", "LDM").replace("dit", "DiT")
+    known = {"numbers_resnet": "ResNet of numbers", "pixels": "raw pixels"}
+    return known.get(backbone) or backbone.replace("_", " ").replace("ldm", "LDM").replace("dit", "DiT")

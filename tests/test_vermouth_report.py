@@ -39,7 +39,7 @@ def test_section_holds_the_headline_numbers_and_leaves_the_papers_out():
 def test_rows_of_the_table():
     lines = vermouth_report.table({"vermouth": vermouth_report.section(parts())}).splitlines()
     assert lines[2] == ("| layout LDM, linear probe: the class of a photo (t = 200, up1) | **40.1** [35.0, 45.0] "
-                        "| untrained layout LDM 20.0 | 600 | \N{EN DASH} |")
+                        "| untrained layout LDM 20.0, raw pixels 20.0 | 600 | \N{EN DASH} |")
     assert "untrained layout LDM 21.0" in lines[3] and "untrained layout LDM 22.0" in lines[4]
     assert lines[5].startswith("| few-shot classification, 16 shots | **60.0**") and "66.7 (mean of 11 s" in lines[5]
     assert "raw pixels 25.0, chance 21.3 | 200 | 56.8 (Sketchy)" in lines[6]
