@@ -1,4 +1,4 @@
-"""What the small model's switches do: layout LDMs trained alike with and without them, by their loss gaps.
+"""What the small model's switches do: layout LDMs trained as in notebook 03, with and without them, by their loss gaps.
 
     python -m benchmarks.architecture_ablation                        # runs/mini, 1000 steps per variant
     python -m benchmarks.architecture_ablation --steps 4500 --only mini published_encoder
@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from dive_lib import dataset, first_stage, parameters, paths
-from dive_lib.checkpoint import fingerprint
+from dive_lib import dataset, first_stage, layout_training, parameters, paths
+from dive_lib.dataset import Dataset
 from dive_lib.diagnosis import corruptions, gap_table
+from dive_lib.first_stage import FirstStage
 from dive_lib.latents import LayoutTokens, cached_latents
-from dive_lib.layout import LayoutGrid
-from dive_lib.layout_ldm import LayoutLDM, layout_ldm_loss
-from dive_lib.train import TrainingConfig, train
+from dive_lib.layout_ldm import LayoutLDM
+from dive_lib.train import TrainingConfig
 
 RANGES = [(0, 100), (100, 300), (300, 500), (500, 700), (700, 1000)]
 SUMMARY = (300, 500)  # where the layout decides the picture
@@ -29,12 +29,14 @@ NO_DROPOUT = {"partial": 0.0, "objects": 0.0, "layouts": 0.0}
 HIDDEN = {"layers": 2, "linear": False}  # the encoder with a transformer and a hidden layer
 PUBLISHED = {"position_attention": False, "encoder": HIDDEN | {"object_tokens": False}}
 
-# name -> model: changes to the architecture (dictionaries are merged); dropout: in place of the profile's.
+# name -> model: changes to the architecture (dictionaries are merged); dropout, focus: in place of the profile's.
 VARIANTS = {
     "mini": {"model": {}},
     "without_position_attention": {"model": {"position_attention": False}},
     "without_linear_condition": {"model": {"encoder": HIDDEN}},
     "without_field_dropout": {"model": {}, "dropout": NO_DROPOUT},
+    "all_timesteps_alike": {"model": {}, "focus": {"low": 0, "high": 1000, "share": 0.0}},  # equation 1 as it stands
+    "drawn_coordinates": {"model": {"vocabulary": {"init": "normal"}}},
     "published_encoder": {"model": PUBLISHED},  # one context token per field
     "published_encoder_wide": {"model": PUBLISHED | {"vocabulary": {"width": 128}}},  # as wide as the object tokens
     "published_form": {"model": PUBLISHED, "dropout": NO_DROPOUT},
@@ -54,14 +56,12 @@ def main(arguments: list[str] | None = None) -> dict:
     data = dataset.load(options.profile)
     autoencoder = first_stage.load(paths.runs(options.profile) / "first_stage").to(first_stage.device())
     cache = paths.scratch() / "latents"
-    training = cached_latents(autoencoder, data.train, cache, label="training latents")
     held_out = cached_latents(autoencoder, data.val, cache, label="validation latents")[:options.images]
-    layouts = LayoutTokens(data.train, data.grid)
     truth = LayoutTokens(data.val, data.grid).tokens[:options.images]
     wrong = corruptions(truth, data.grid, torch.Generator().manual_seed(settings["seed"]))
     rows, gaps = [], []
     for name in options.only:
-        row, model = trained(name, settings, options, data.grid, training, layouts)
+        row, model = trained(name, settings, options.steps, data, autoencoder)
         table = gap_table(model, held_out, truth, wrong, ranges=RANGES, draws=options.draws, seed=settings["seed"])
         gaps += [{"variant": name} | line for line in table]
         rows.append(row | summary(table))
@@ -79,23 +79,17 @@ def architecture(variant: dict, name: str) -> dict:
     return base | changes
 
 
-def trained(name: str, settings: dict, options: argparse.Namespace, grid: LayoutGrid, latents: torch.Tensor,
-            layouts: LayoutTokens) -> tuple[dict, LayoutLDM]:
-    """Trains a variant as the notebook 03_layout_ldm does. settings: the profile's group `layout_ldm`."""
+def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: FirstStage) -> tuple[dict, LayoutLDM]:
+    """Trains a variant. settings: the profile's group `layout_ldm`."""
     variant = VARIANTS[name]
-    dropout = variant.get("dropout", settings["dropout"])
-    torch.manual_seed(settings["seed"])
-    model = LayoutLDM(grid, **architecture(variant, settings["architecture"])).to(first_stage.device())
-    config = TrainingConfig(steps=options.steps, lr=settings["lr"], batch_size=settings["batch_size"], ema=0.998,
-                            warmup=min(100, options.steps // 10), bf16=settings["bf16"], seed=settings["seed"])
-    loss_of = layout_ldm_loss(latents, layouts, settings["batch_size"], dropout=dropout, focus=settings["focus"],
-                              kind=settings["loss"])
-    identity = fingerprint(latents, layouts.tokens, model.config, dropout, settings["focus"], settings["loss"])
+    config = TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"], ema=0.998,
+                            warmup=min(100, steps // 10), bf16=settings["bf16"], seed=settings["seed"])
     began = time.perf_counter()
-    losses = train(model, loss_of, config, scratch=paths.scratch() / "architecture_ablation", identity=identity,
-                   label=name)
+    model, losses = layout_training.obtain(
+        data, autoencoder, architecture(variant, settings["architecture"]), config, label=name, kind=settings["loss"],
+        dropout=variant.get("dropout", settings["dropout"]), focus=variant.get("focus", settings["focus"]))
     last = losses[-max(1, len(losses) // 10):]
-    return {"variant": name, "parameters": sum(p.numel() for p in model.parameters()), "steps": options.steps,
+    return {"variant": name, "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
             "training_loss": sum(last) / len(last),
             "seconds": time.perf_counter() - began}, model.requires_grad_(False).eval()
 

@@ -22,21 +22,24 @@ from dive_lib.image_runs import forget, seconds_per_image
 from dive_lib.inversion import InversionConfig, monitor_pairs
 
 # name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to
-# the profile's local search, or None. weight: of the prior, in place of the profile's. seeds: restarts; the layout with
-# the lowest monitor on common noises is kept, and all restarts and that comparison are counted.
+# the profile's local search, or None. weight: of the prior; reduction: of the losses; in place of the profile's.
+# seeds: restarts; the layout with the lowest monitor on common noises is kept, and all restarts and that comparison are
+# counted.
 CANDIDATES = {
     "straight_through": {"inversion": {}},
     "prior_weight_0": {"inversion": {}, "weight": 0.0},
     "prior_weight_0.03": {"inversion": {}, "weight": 0.03},
     "prior_weight_0.3": {"inversion": {}, "weight": 0.3},
+    "summed_losses": {"inversion": {}, "reduction": "sum"},
     "without_weight_decay": {"inversion": {"weight_decay": 0.0}},
     "illegal_boxes_allowed": {"inversion": {"legal": False}},
+    "not_coarse_to_fine": {"inversion": {"coarse_steps": 0}},
     "all_timesteps": {"inversion": {"t_low": 0, "t_high": 1000, "t_interval": 20}},
     "seldom_monitored": {"inversion": {"monitor_every": 15, "monitor_pairs": 25}},
     "smaller_rate_and_eps": {"inversion": {"lr": 0.1, "eps": 0.0003}},
     "two_restarts": {"inversion": {"steps": 68}, "seeds": [0, 1]},
     "larger_batches": {"inversion": {"steps": 68, "batch": 8}},
-    "straight_through_twice_as_long": {"inversion": {"steps": 270}},
+    "straight_through_for_local's_cost": {"inversion": {"steps": 235}},
     "local": {"search": {}},
     "local_one_round": {"search": {"rounds": 1}},
     "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"rounds": 1}},
@@ -46,14 +49,13 @@ CANDIDATES = {
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--subset", default="tuning", choices=("tuning",), help="the subset of the validation split")
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=40, help="of the subset `tuning` of the validation split")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
     data = dataset.load(options.profile)
-    truth, ids = data.annotations("val"), data.subsets[options.subset][:options.images]
+    truth, ids = data.annotations("val"), data.subsets["tuning"][:options.images]
     rows = []
     for name in options.only:
         results = measured(name, CANDIDATES[name], options, data, ids)
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict:
     reference = next((r["forward_equivalents"] for r in rows if r["search"] == "straight_through"), None)
     for row in rows:
         row["relative_cost"] = row["forward_equivalents"] / reference if reference else None
-    settings = {"profile": options.profile, "subset": options.subset, "split": "val", "images": len(ids),
+    settings = {"profile": options.profile, "subset": "tuning", "split": "val", "images": len(ids),
                 "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
     weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")
     return measure.save("searches", settings, rows, folder=options.out, weights=weights)
@@ -81,8 +83,8 @@ def specification(candidate: dict, seed: int, profile: str, data: dataset.Datase
     return detections.make_spec(
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
         first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
-        objective={"weight": weight, "reduction": settings["reduction"]}, inversion=inversion,
-        search=search, batch=settings["batch"])
+        objective={"weight": weight, "reduction": candidate.get("reduction", settings["reduction"])},
+        inversion=inversion, search=search, batch=settings["batch"])
 
 
 def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, dict | None]:

@@ -49,7 +49,8 @@ class Captioner:
         """Captions, without the prompt, of images (n, 3, H, W) in [-1, 1]."""
         texts = []
         for part in images.split(batch):
-            pixels = F.interpolate(part, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1).to(self.model.device)
+            pixels = F.interpolate(part.to(self.model.device), (self.side, self.side), mode="bicubic",
+                                   antialias=True).clamp(-1, 1)
             mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
             prompt = self.tokenizer([PROMPT] * len(part), return_tensors="pt").to(self.model.device)
             tokens = self.model.generate(

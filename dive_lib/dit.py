@@ -152,8 +152,8 @@ def load_published(directory: Path | str, classes: Sequence[str] | None = None) 
     if (config.get("_class_name"), config.get("norm_type", "ada_norm_zero")) not in PUBLISHED_AS \
             or "num_embeds_ada_norm" not in config:
         raise ValueError(f"{config_file}: _class_name is {config.get('_class_name')!r} with norm_type "
-                         f"{config.get('norm_type')!r}, expected 'DiTTransformer2DModel' (or 'Transformer2DModel') with "
-                         "'ada_norm_zero' and num_embeds_ada_norm; give the folder of a DiT's transformer")
+                         f"{config.get('norm_type')!r}, expected 'DiTTransformer2DModel' (or 'Transformer2DModel') "
+                         "with 'ada_norm_zero' and num_embeds_ada_norm; give the folder of a DiT's transformer")
     used = [key for key in UNUSED if config.get(key)]
     if used:
         raise ValueError(f"{config_file}: {', '.join(used)} is set, which a DiT has not; give the folder of a DiT's "

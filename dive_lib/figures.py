@@ -219,7 +219,8 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
         x = 100 * row["saving"]
         if row.get("AP_ci95"):
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
-        axis.annotate(row["patience"] if row["saving"] else "no stopping", (x, row["AP"]), (6, 6), textcoords="offset points")
+        axis.annotate(row["patience"] if row["saving"] else "no stopping", (x, row["AP"]), (6, 6),
+                      textcoords="offset points")
     axis.margins(x=0.08)
     axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None))
     return figure
