@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import few_shot, glyphs, paths, sketch_retrieval, text_heads, vermouth_data
+from dive_lib import few_shot, glyphs, paths, segmentation, sketch_retrieval, text_heads, vermouth_data
 from dive_lib.class_images import ClassImages
 from dive_lib.task_bench import Bench
+from dive_lib.task_metrics import evaluate_segmentation
+from dive_lib.text_targets import SEGMENTATION
 from tests import stand_ins
 from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
 from tests.test_vermouth_tasks import HEAD
@@ -14,6 +16,8 @@ from tests.test_vermouth_tasks import HEAD
 BATCH = 8
 SOURCE = {"backbone": "stable_diffusion", "t": 50, "group": "mid+up"}
 EXPERT = SOURCE | {"expert": "resnet18"}
+PYRAMID = {"kind": "pyramid", "width": 8, "refine": 0, "steps": 2, "epochs": 0, "batch_size": 4, "lr": 0.01,
+           "weight_decay": 0.0}
 PROBE = {"backbone": "stable_diffusion", "t": 50, "group": "up1", "side": 1, "strength": 0.1}
 SCRATCH = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4, "lr": 0.01,
            "shift": 1}
@@ -25,6 +29,7 @@ def checkpoints(tmp_path_factory):
     stand_ins.stable_diffusion(root / "sd")
     stand_ins.clip_text(root / "clip")
     stand_ins.resnet18(root / "resnet")
+    stand_ins.vit(root / "dinov2")
     return root
 
 
@@ -83,14 +88,26 @@ def test_a_network_from_scratch_does_not_keep_the_test_images(model, reads):
     assert not benches[0]._pixels and benches[1]._pixels and np.array_equal(*right)
 
 
-def test_sketches_find_photos(model):
-    bench = Bench("x", model, backbones=["stable_diffusion", "resnet18"])
-    part = bench.data.sketches["digits"]
+@pytest.mark.parametrize("expert, folder", [("resnet18", "resnet"), ("dinov2", "dinov2")])
+def test_sketches_find_photos(model, checkpoints, expert, folder):
+    bench = Bench("x", model | {"expert_folder": str(checkpoints / folder)}, backbones=["stable_diffusion", expert])
+    part, source = bench.data.sketches["digits"], SOURCE | {"expert": expert}
     task = sketch_retrieval.SketchRetrieval(bench, part, HEAD | {"fusion": "tiny"})
-    head = task.train(EXPERT, 0, without=part.held_out)
-    row = task.evaluate(task.embed(head, EXPERT, "test"), "test")
+    head = task.train(source, 0, without=part.held_out)
+    row = task.evaluate(task.embed(head, source, "test"), "test")
     assert row["queries"] == 5 and row["gallery"] == 10 and 0 < row["mAP"] <= 100
     assert [len(vectors) for vectors in task.frozen(SOURCE, "test", 2)] == [5, 10] and not bench._pixels
+
+
+@pytest.mark.parametrize("source", [SOURCE, EXPERT])
+def test_pixels_are_named(model, source):
+    bench = Bench("x", model, SEGMENTATION, backbones=["stable_diffusion", "resnet18"])
+    task = segmentation.Segmentation(bench, PYRAMID)
+    images = next(iter(bench.data.segmentation_tests.values()))
+    counts = task.counts(task.train(source, 0), source, images)
+    assert counts.shape == (len(images), 3, len(images.classes)) and not bench._pixels
+    row = evaluate_segmentation(counts, segmentation.groups(images), seed=0)
+    assert 0 <= row["mIoU_all"] <= 100 and torch.equal(counts, task.counts(task.train(source, 0), source, images))
 
 
 def test_raw_pixels_of_many_images_are_read_in_batches(model, reads):
