@@ -1,9 +1,11 @@
 """What the notebooks of Vermouth's tasks share: backbones, features and texts of a profile, each made once.
 
-No condition ever holds a label: denoisers run under the empty one, so nothing of the answer enters the features.
+No condition ever holds a label: denoisers run under the empty one, a constant text or a caption that a network gave to
+the image itself, so nothing of the answer enters the features.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -11,6 +13,7 @@ import torch
 
 from dive_lib import backbones, paths, vermouth_data
 from dive_lib.backbones import require
+from dive_lib.captions import Captioner, prompts
 from dive_lib.checkpoint import fingerprint
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.progress import silent
@@ -19,10 +22,14 @@ from dive_lib.text_targets import PHOTO, AttributeWords, ClipText
 from dive_lib.train import TrainingConfig, train
 
 
+PROMPTS = ("", "constant", "blip")  # of `captions.KINDS` those that hold no label; "": the empty condition
+
+
 class Bench:
-    """model: {"noise": mode, "folder": of a downloaded denoiser, "expert": a backbone or "", "expert_folder",
-    "text": folder of CLIP or "" for attribute words, "text_width": of these, "pooling": of CLIP, "cached": whether
-    features are kept on disk and in memory, "standardise": see `task_features`, "batch": images per pass}.
+    """model: {"noise": mode, "folder": of a downloaded denoiser, "expert", "prompt", "attention": see `given`,
+    "expert_folder", "captioner": folder of BLIP, "text": folder of CLIP or "" for attribute words, "text_width": of
+    these, "pooling": of CLIP, "cached": whether features are kept on disk and in memory, "standardise": see
+    `task_features`, "bf16": whether denoisers run in bfloat16, "batch": images per pass}.
 
     backbones: names of those that will be asked for. Raises FileNotFoundError that lists every missing file of theirs
     and of CLIP, before anything is read.
@@ -31,7 +38,12 @@ class Bench:
     def __init__(self, profile: str, model: Mapping, templates: Sequence[str] = PHOTO, *,
                  backbones: Sequence[str] = ()):
         self.profile, self.model = profile, dict(model)
+        if model["prompt"] not in PROMPTS:
+            raise ValueError(f"prompt {model['prompt']!r} is not for tasks, whose conditions hold no label; choose one "
+                             f"of {', '.join(map(repr, PROMPTS))}")
+        backbones = [*backbones, *filter(None, [model["expert"]])]
         text = {"clip": model["text"]} if model["text"] else {}
+        text |= {"blip": model["captioner"]} if model["prompt"] == "blip" else {}
         require([*backbones, *text], {name: self._folder(name) for name in backbones} | text)
         self.data = vermouth_data.load(profile)
         self.cache = FeatureCache(paths.runs(profile) / "task_features", model["batch"]) if model["cached"] else None
@@ -41,28 +53,37 @@ class Bench:
         self._scales: dict = {}
         self._pixels: dict = {}
         self._heads: dict = {}
+        self._texts: dict = {}
+
+    @property
+    def given(self) -> dict:
+        """What every source of the notebook has beside backbone, t and group, as far as it is set: "expert": a backbone
+        whose adapted maps join, "prompt": of PROMPTS, "attention": whether cross-attention maps join."""
+        return {key: self.model[key] for key in ("expert", "prompt", "attention") if self.model[key]}
 
     def backbone(self, name: str):
         if name not in self._backbones:
             self._backbones[name] = backbones.load(self.profile, name, noise=self.model["noise"],
-                                                   folder=self._folder(name))
+                                                   folder=self._folder(name), bf16=self.model["bf16"])
         return self._backbones[name]
 
     def _folder(self, name: str) -> str:
         return self.model["expert_folder"] if name in backbones.EXPERTS else self.model["folder"]
 
     def scales(self, images, source: Mapping, like=None) -> Scales:
-        """Features of images. source: {"backbone": name, "t": step, "group": of stages, "expert": name or absent}.
+        """Features of images. source: {"backbone": name, "t": step, "group": of stages} and what `given` may have.
 
         like: the training images by whose statistics features are standardised, by default the images themselves.
         """
-        key = (id(images), *(source.get(name) for name in ("backbone", "t", "group", "expert")))
+        key = (id(images), *(source.get(name) for name in ("backbone", "t", "group", "expert", "prompt", "attention")))
         if key not in self._scales:
             expert = self.backbone(source["expert"]) if source.get("expert") else None
+            prompt = functools.partial(self.prompts, images, source["prompt"]) if source.get("prompt") else None
             self._scales[key] = Scales(
                 self.backbone(source["backbone"]), images, t=source["t"], group=source["group"],
                 identity=vermouth_data.identity(self.data, images), cache=self.cache, expert=expert,
                 pixels=self.pixels(images) if self.cache else None, standardise=self.model["standardise"],
+                attention=source.get("attention", False), prompt=prompt, prompted=self._prompted(source.get("prompt")),
                 like=self.scales(like, source) if like is not None and self.model["standardise"] else None)
         return self._scales[key]
 
@@ -75,6 +96,23 @@ class Bench:
     def reader(self, images) -> Callable[[torch.Tensor], torch.Tensor]:
         """Indices (B,) -> images (B, 3, S, S): of `pixels` with a cache; without one they are decoded each time."""
         return self.pixels(images).__getitem__ if self.cache else images.load_images
+
+    def prompts(self, images, kind: str, indices: Sequence[int], pixels: torch.Tensor) -> list[str]:
+        """A text for each of the images `indices` (their pixels (B, 3, S, S)); each image is captioned once."""
+        known = self._texts.setdefault((id(images), kind), {})
+        indices = [int(k) for k in indices]
+        new = [k for k, index in enumerate(indices) if index not in known]
+        if new:
+            texts = prompts(kind, pixels[new], captioner=self.captioner if kind == "blip" else None)
+            known |= {indices[k]: text for k, text in zip(new, texts)}
+        return [known[index] for index in indices]
+
+    @functools.cached_property
+    def captioner(self) -> Captioner:
+        return Captioner(self.model["captioner"])
+
+    def _prompted(self, kind: str | None) -> str:
+        return fingerprint(kind, self.captioner.identity) if kind == "blip" else kind or ""
 
     def text(self, names: Sequence[str]) -> torch.Tensor:
         """(K, d) unit vectors of class names."""

@@ -4,7 +4,7 @@ With a cache they are computed once for all images and kept in memory; without o
 thousands of large images, they are computed for every batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,20 +22,29 @@ class Scales:
     expert: a backbone whose `joins` are joined. identity: what the images are (see `vermouth_data.identity`).
     standardise: cached channels get mean 0 and deviation 1 over all images and places, which small heads need; like:
     the Scales whose statistics are taken (those of the training images), by default its own.
+
+    attention: cross-attention maps join the scales of a group (`stage_groups.scales`) where the backbone has any.
+    prompt: (indices, their pixels) -> texts, the backbone's condition; None is the empty one. prompted: its identity.
     """
 
     def __init__(self, backbone, images, *, t: int, group: str, identity: str, cache: FeatureCache | None = None,
                  pixels: torch.Tensor | None = None, expert=None, standardise: bool = False,
-                 like: "Scales | None" = None):
+                 like: "Scales | None" = None, attention: bool = False, prompt: Callable | None = None,
+                 prompted: str = ""):
         self.backbone, self.images, self.t, self.group, self.expert = backbone, images, t, group, expert
+        self.prompt = prompt
         self.stages = stages_of(backbone, group)
+        if attention and group in stage_groups.GROUPS:
+            self.stages += tuple(backbone.cross_stages)
         self.joins = () if expert is None else tuple(expert.joins)[:count(backbone, group)]
         self.identity = fingerprint(backbone.identity, expert.identity if expert else "", identity, t, group,
-                                    len(images), standardise, like.identity if like else "")
+                                    list(self.stages), prompted, len(images), standardise,
+                                    like.identity if like else "")
         self.maps: tuple[list, list] | None = None
         if cache is not None:
             pixels = images.load_images(range(len(images))) if pixels is None else pixels
-            own = cache.features(backbone, pixels, t, self.stages)
+            condition = prompt(range(len(images)), pixels) if prompt else None
+            own = cache.features(backbone, pixels, t, self.stages, condition=condition)
             adapted = cache.features(expert, pixels, 0, self.joins) if expert else {}
             self.maps = self._arrange(own, adapted)
         if standardise:
@@ -54,7 +63,8 @@ class Scales:
             indices = torch.as_tensor(indices)
             return tuple([scale[indices].to(device()) for scale in part] for part in self.maps)
         pixels = self.images.load_images(indices).to(device())
-        own = self.backbone.features(pixels, self.t, self.stages)
+        condition = self.prompt(indices, pixels) if self.prompt else None
+        own = self.backbone.features(pixels, self.t, self.stages, condition)
         return self._arrange(own, self.expert.features(pixels, 0, self.joins) if self.expert else {})
 
     @property

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dive_lib import few_shot, glyphs, paths, segmentation, sketch_retrieval, text_heads, vermouth_data
+from dive_lib.captions import Captioner
 from dive_lib.class_images import ClassImages
 from dive_lib.task_bench import Bench
 from dive_lib.task_metrics import evaluate_segmentation
@@ -30,6 +31,7 @@ def checkpoints(tmp_path_factory):
     stand_ins.clip_text(root / "clip")
     stand_ins.resnet18(root / "resnet")
     stand_ins.vit(root / "dinov2")
+    stand_ins.blip(root / "blip")
     return root
 
 
@@ -45,9 +47,10 @@ def made(tmp_path_factory):
 @pytest.fixture
 def model(checkpoints, made):
     vermouth_data.describe("x", made, **SETTINGS)
-    return {"noise": "ddpm", "folder": str(checkpoints / "sd"), "expert_folder": str(checkpoints / "resnet"),
+    return {"noise": "ddpm", "folder": str(checkpoints / "sd"), "expert": "", "prompt": "", "attention": False,
+            "expert_folder": str(checkpoints / "resnet"), "captioner": str(checkpoints / "blip"),
             "text": str(checkpoints / "clip"), "text_width": 12, "pooling": "projected", "cached": False,
-            "standardise": False, "batch": BATCH}
+            "standardise": False, "bf16": False, "batch": BATCH}
 
 
 @pytest.fixture
@@ -67,6 +70,29 @@ def test_few_shot_heads(model, source):
     right = task.u_head(source, 1, 0)
     assert right.dtype == bool and right.shape == (20,) and not bench._pixels
     assert (right == task.u_head(source, 1, 0)).all()
+
+
+def test_heads_as_published_read_captions_attention_and_an_expert(model, monkeypatch):
+    captioned, original = [], Captioner.captions
+    monkeypatch.setattr(Captioner, "captions",
+                        lambda self, images: captioned.append(len(images)) or original(self, images))
+    published = {"expert": "resnet18", "prompt": "blip", "attention": True}
+    bench = Bench("x", model | published | {"bf16": True}, backbones=["stable_diffusion"])
+    assert bench.given == published and bench.backbone("stable_diffusion").bf16
+    task, source = few_shot.FewShot(bench, bench.data.digits, HEAD | {"fusion": "tiny"}), SOURCE | bench.given
+    plain, full = (bench.scales(bench.data.digits.train, own).channels[0] for own in (SOURCE, source))
+    sides = [scale.shape[-1] for scale in bench.scales(bench.data.digits.train, source).take([0])[0]]
+    joined = [77 if k and (k < 3 or side <= 16) else 0 for k, side in enumerate(sides)]
+    assert [a - b for a, b in zip(full, plain)] == joined and sum(joined) > 0
+    right = task.u_head(source, 1, 0)
+    assert right.shape == (20,) and sum(captioned) <= 20 + 30, "each image of training and test is captioned once"
+    before = len(captioned)
+    assert (task.u_head(source, 1, 0) == right).all() and len(captioned) == before
+
+
+def test_a_condition_of_a_task_holds_no_label(model):
+    with pytest.raises(ValueError, match="true_class.*no label"):
+        Bench("x", model | {"prompt": "true_class"})
 
 
 def test_a_linear_probe_reads_the_shots_alone(model, reads):

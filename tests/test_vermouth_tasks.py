@@ -17,8 +17,9 @@ from dive_lib.task_features import Scales
 from tests import tiny
 from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
 
-MODEL = {"noise": "ddpm", "folder": "", "expert_folder": "", "text": "", "text_width": 16, "pooling": "projected",
-         "cached": True, "standardise": True, "batch": 16}
+MODEL = {"noise": "ddpm", "folder": "", "expert": "", "expert_folder": "", "prompt": "", "captioner": "",
+         "attention": False, "text": "", "text_width": 16, "pooling": "projected", "cached": True, "standardise": True,
+         "bf16": False, "batch": 16}
 HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
         "batch_size": 8, "lr": 0.01, "weight_decay": 0.0}
 SOURCE = {"backbone": "dit", "t": 100, "group": "mid+up"}
