@@ -1,7 +1,7 @@
 """The frozen backbones of a profile by name, behind the one interface of `denoiser_features`.
 
 layout_ldm, dit        trained by this pipeline; untrained_layout_ldm, untrained_dit: the same with drawn weights
-stable_diffusion       Stable Diffusion 1.5 from a local folder
+stable_diffusion       Stable Diffusion 1.5 from a local folder; untrained_stable_diffusion: its UNet with drawn weights
 pixels                 the image itself
 numbers_resnet         13_classifiers' residual network, supervised on the numbers 00 to 99: the mini profile's expert
 resnet18, dino, dinov2 the paper's experts from local folders
@@ -19,9 +19,10 @@ from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser, in_format_of, untrai
 from dive_lib.feature_noise import Noise
 
 EXPERTS = ("resnet18", "dino", "dinov2")
-NAMES = ("layout_ldm", "dit", "untrained_layout_ldm", "untrained_dit", "stable_diffusion", "pixels", "numbers_resnet",
-         *EXPERTS)
+NAMES = ("layout_ldm", "dit", "untrained_layout_ldm", "untrained_dit", "stable_diffusion", "untrained_stable_diffusion",
+         "pixels", "numbers_resnet", *EXPERTS)
 DOWNLOADS = {"stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURCE),
+             "untrained_stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURCE),
              **{name: (expert.FILES, expert.SOURCES[name]) for name in EXPERTS},
              "clip": (text_targets.CLIP_FILES, text_targets.CLIP_SOURCE),
              "blip": (captions.FILES, captions.SOURCE)}
@@ -31,7 +32,8 @@ DOWNLOADS = {"stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURC
 def require(names: Iterable[str], folders: Mapping[str, str]) -> None:
     """Checks that the files of downloaded models are there, before work starts; no weights are read.
 
-    names: of NAMES and DOWNLOADS; what is not downloaded needs nothing. folders: by name, relative to the repository.
+    names: of NAMES and DOWNLOADS; what is not downloaded needs nothing. folders: by name, relative to the repository;
+    an untrained copy may have the folder of the trained network.
     Raises one FileNotFoundError that lists every missing file with its source, and ValueError for an unknown name.
     """
     lacking = []
@@ -39,7 +41,7 @@ def require(names: Iterable[str], folders: Mapping[str, str]) -> None:
         if name not in NAMES and name not in DOWNLOADS:
             raise ValueError(f"{name!r} is unknown; choose one of {', '.join(dict.fromkeys([*NAMES, *DOWNLOADS]))}")
         files, source = DOWNLOADS.get(name, ((), ""))
-        folder = folders.get(name, "")
+        folder = folders.get(name) or folders.get(name.removeprefix("untrained_"), "")
         if files and not folder:
             lacking.append(f"{name}: its parameters name no folder; download {', '.join(files)} of {source} into one")
         elif missing := [file for file in files if not (paths.ROOT / folder / file).is_file()]:
@@ -65,8 +67,8 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
         found = expert.load(name, folder)
         found.network.to(device)
         return found
-    if name == "stable_diffusion":
-        denoiser = stable_diffusion.load(folder)
+    if name.endswith("stable_diffusion"):
+        denoiser = stable_diffusion.load(folder, trained=not name.startswith("untrained"))
     elif name.endswith("layout_ldm"):
         ldm = layout_ldm.load(runs / "layout_ldm")
         denoiser = LayoutDenoiser(untrained_layout_ldm(ldm) if name.startswith("untrained") else ldm,
@@ -84,6 +86,10 @@ class GreyResNetFeatures(ResNetFeatures):
     def __init__(self, network: classifiers.ResNet, side: int, name: str = "numbers ResNet"):
         super().__init__(network, name)
         self.side = side
+
+    @property
+    def identity(self) -> dict:
+        return super().identity | {"side": self.side}
 
     @torch.no_grad()
     def features(self, images: torch.Tensor, t: int | Sequence[int] = 0, stages: Sequence[str] | None = None,

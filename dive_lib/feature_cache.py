@@ -7,6 +7,7 @@ missing is computed, all missing stages in one pass.
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from dive_lib.first_stage import device
 from dive_lib.paths import shorten
 from dive_lib.progress import Progress
 
+VERSIONS = ("torch", "diffusers", "transformers")
 FORMAT = 1  # raise it when the code of the features changes what they are
 
 
@@ -58,7 +60,7 @@ class FeatureCache:
         return {"format": FORMAT, "backbone": backbone.identity, "t": times, "side": side,
                 "images": [list(images.shape), fingerprint(images)],
                 "condition": None if given is None else fingerprint(given),
-                "device": device(), "torch": torch.__version__}
+                "device": device(), "versions": {name: version(name) for name in VERSIONS}}
 
     def _read(self, described: dict) -> torch.Tensor | None:
         path = self.path(described)

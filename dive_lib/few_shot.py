@@ -81,6 +81,15 @@ class FewShot:
         return self._pooled[key]
 
 
+def tuned_on(sets: Mapping[str, FewShot]) -> FewShot:
+    """The first set with validation images, on which settings are chosen. ValueError where no set has any."""
+    for task in sets.values():
+        if len(task.part.val):
+            return task
+    raise ValueError(f"few-shot sets {', '.join(sets)}: none has validation images, on which t, stages and the probe's "
+                     "strength are chosen; add a set that has some, such as Pets")
+
+
 def compare(trial, candidates: Sequence[Mapping], shots: int, draws: int, label: str, split: str = "val") -> list[dict]:
     """Candidates with their accuracy on validation images, in percent, best first. trial: u_head or linear_probe."""
     rows = []

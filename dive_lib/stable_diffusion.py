@@ -52,8 +52,9 @@ class StableDiffusion(Denoiser):
         return self.unet(z, t, context, return_dict=False)[0]
 
 
-def load(folder: Path | str) -> StableDiffusion:
-    """Stable Diffusion 1.5, frozen. folder: absolute, or relative to the repository root.
+def load(folder: Path | str, *, trained: bool = True, seed: int = 0) -> StableDiffusion:
+    """Stable Diffusion 1.5, frozen. folder: absolute, or relative to the repository root. Not `trained`: its UNet has
+    weights drawn from `seed`; autoencoder and text encoder are the trained ones.
 
     Raises FileNotFoundError for the first missing file, with what to download and where to put it, and ValueError for
     a part that is damaged or is not of this model.
@@ -72,4 +73,10 @@ def load(folder: Path | str) -> StableDiffusion:
         raise ValueError(f"{paths.shorten(directory)}: the UNet takes texts of width "
                          f"{unet.config.cross_attention_dim}, "
                          f"the text encoder gives {text_encoder.config.hidden_size}; download both again from {SOURCE}")
-    return checkpoint.freeze(StableDiffusion(unet, autoencoder, text_encoder, part(CLIPTokenizer, "tokenizer")))
+    if not trained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet = UNet2DConditionModel.from_config(unet.config)
+    model = StableDiffusion(unet, autoencoder, text_encoder, part(CLIPTokenizer, "tokenizer"))
+    model.name = StableDiffusion.name if trained else f"untrained {StableDiffusion.name}"
+    return checkpoint.freeze(model)

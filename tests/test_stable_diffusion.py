@@ -68,6 +68,17 @@ def test_one_forward_and_any_batch_give_the_same(folder, mode):
         torch.testing.assert_close(alone, whole[stage][1:], atol=1e-4, rtol=1e-4)
 
 
+def test_an_untrained_copy_differs_in_its_unet_alone(folder):
+    trained, drawn, again = (stable_diffusion.load(folder, trained=flag, seed=1) for flag in (True, False, False))
+    assert drawn.name == "untrained Stable Diffusion 1.5" and trained.name == "Stable Diffusion 1.5"
+    for name, value in trained.state_dict().items():
+        assert torch.equal(drawn.state_dict()[name], again.state_dict()[name]), name
+        if not name.startswith("unet"):
+            assert torch.equal(value, drawn.state_dict()[name]), name
+    convolution = "unet.conv_in.weight"
+    assert not torch.equal(trained.state_dict()[convolution], drawn.state_dict()[convolution])
+
+
 def test_text_reaches_the_features_and_the_empty_one_is_the_default(backbone):
     none, empty, cat = (backbone.features(images(), 200, ("mid",), c)["mid"] for c in (None, ["", ""], ["cat"] * 2))
     assert torch.equal(none, empty) and not torch.allclose(none, cat)

@@ -75,6 +75,17 @@ def test_few_shot_trials_are_repeatable(bench, source):
     assert rows[0]["accuracy"] >= rows[1]["accuracy"]
 
 
+def test_settings_are_chosen_on_a_set_with_validation_images():
+    class Task:
+        def __init__(self, count):
+            self.part = type("Part", (), {"val": range(count)})
+
+    sets = {"ImageNet": Task(0), "Pets": Task(3)}
+    assert few_shot.tuned_on(sets) is sets["Pets"]
+    with pytest.raises(ValueError, match="ImageNet: none has validation images"):
+        few_shot.tuned_on({"ImageNet": Task(0)})
+
+
 def test_a_network_from_scratch(bench):
     task = few_shot.FewShot(bench, bench.data.digits, HEAD)
     network = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4,
