@@ -238,41 +238,61 @@ class _Run:
         """
         context = self.ldm.context(v)
         total, losses = torch.zeros_like(context), torch.zeros(len(images), len(index))
-        known = [self.memos[image] and self.memos[image].enter(tokens[k]) for k, image in enumerate(images.tolist())]
-        todo = []
-        for k, image in enumerate(images.tolist()):
-            for j, pair in enumerate(index.tolist()):
-                if known[k] and pair in known[k].gradients:
-                    total[k] += known[k].gradients[pair]
-                    losses[k, j] = known[k].losses[pair]
-                    self.results[image].cost.reused += 1
-                else:
-                    todo.append((k, j))
-                    self.count(image, forward=1, backward=1)
-        for start in range(0, len(todo), self.objective.chunk):
-            rows, columns = torch.tensor(todo[start:start + self.objective.chunk]).T.to(v.device)
+        known = self.known(tokens, images)
+
+        def compute(rows, columns):
             values, gradients = self.objective.image_gradients(self.latents[images][rows], context[rows],
                                                                pairs[columns])
-            total.index_add_(0, rows, gradients)
             losses[rows.cpu(), columns.cpu()] = values.float().cpu()
-            for row, column, value, gradient in zip(rows.tolist(), columns.tolist(), values.tolist(), gradients):
+            for row, column, value in zip(rows.tolist(), columns.tolist(), values.tolist()):
                 if known[row]:
                     known[row].losses[int(index[column])] = value
-                    known[row].gradients[int(index[column])] = gradient.clone()
+            return gradients
+
+        new = self.accumulate(total, [state and state.gradients for state in known], index, compute)
+        for k, image in enumerate(images.tolist()):
+            for j, pair in enumerate(index.tolist()):
+                if (k, j) in new:
+                    self.count(image, forward=1, backward=1)
+                else:
+                    losses[k, j] = known[k].losses[pair]
+                    self.results[image].cost.reused += 1
         return torch.autograd.grad(context, v, total / len(index))[0], losses
 
     def prior_gradient(self, v, tokens, images, index, pairs):
         """Gradient of the mean prior loss with respect to v (I, N, F, d)."""
-        count, batch = len(v), len(index)
-        total = torch.zeros_like(v)
-        rows = torch.arange(count, device=v.device).repeat_interleave(batch)
-        columns = torch.arange(batch, device=v.device).repeat(count)
-        for r, c in zip(rows.split(self.objective.chunk), columns.split(self.objective.chunk)):
-            losses = self.objective.prior_losses(v[r], pairs[c])
-            total = total + torch.autograd.grad(losses.sum() / batch, v)[0]
-        for image in images.tolist():
-            self.count(image, prior=batch, prior_backward=batch)
-        return total
+        def compute(rows, columns):
+            own = v.detach()[rows].requires_grad_()
+            return torch.autograd.grad(self.objective.prior_losses(own, pairs[columns]).sum(), own)[0]
+
+        total, known = torch.zeros_like(v), self.known(tokens, images)
+        for k, _ in self.accumulate(total, [state and state.prior_gradients for state in known], index, compute):
+            self.count(int(images[k]), prior=1, prior_backward=1)
+        return total / len(index)
+
+    def known(self, tokens, images):
+        """What the memo has of each image's state; None without a memo."""
+        return [self.memos[image] and self.memos[image].enter(tokens[k]) for k, image in enumerate(images.tolist())]
+
+    def accumulate(self, total, remembered, index, compute):
+        """Adds to the images' rows of total their gradients on the pairs `index`: those that are remembered (of each
+        image {pair: gradient}, or None), then those of compute(rows, columns), which will be. Returns {(row, column)}
+        of the latter."""
+        todo = []
+        for k, gradients in enumerate(remembered):
+            for j, pair in enumerate(index.tolist()):
+                if gradients is not None and pair in gradients:
+                    total[k] += gradients[pair]
+                else:
+                    todo.append((k, j))
+        for start in range(0, len(todo), self.objective.chunk):
+            rows, columns = torch.tensor(todo[start:start + self.objective.chunk]).T.to(total.device)
+            computed = compute(rows, columns)
+            total.index_add_(0, rows, computed)
+            for row, column, gradient in zip(rows.tolist(), columns.tolist(), computed):
+                if remembered[row] is not None:
+                    remembered[row][int(index[column])] = gradient.clone()
+        return set(todo)
 
     def adamw(self, images, gradient, step, betas=(0.9, 0.999)):
         """AdamW as torch.optim has it, on the rows of the active images."""

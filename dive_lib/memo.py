@@ -11,10 +11,12 @@ import torch
 
 @dataclass
 class Known:
-    """What is known of one discrete state, by pair: losses and their gradients with respect to the context."""
+    """What is known of one discrete state, by pair: image losses and their gradients with respect to the context, and
+    the prior loss's gradients with respect to the embeddings."""
 
     losses: dict[int, float] = field(default_factory=dict)
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
+    prior_gradients: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class StateMemo:
