@@ -65,7 +65,7 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
     letters = round(140 / len(columns))  # of the small print that fit into a column
     rows = [[cell | {"dropped": _small_print(cell["dropped"], letters)} if "dropped" in cell else cell for cell in row]
             for row in rows]
-    cells, titles = [cell for row in rows for cell in row], [textwrap.wrap(name, 12) for name in columns]
+    cells, titles = [cell for row in rows for cell in row], [textwrap.wrap(name, 11) for name in columns]
     axes = _grid(cells, len(columns), top=0.09 + 0.18 * max(map(len, titles)))
     colours = _colours(cells, classes)
     for axis, cell in zip(axes.flat, cells):
@@ -74,7 +74,7 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
             axis.set_xlabel("\n".join(cell["dropped"]) or "\N{EN DASH}", fontsize=7.5, labelpad=2,
                             color=VERMILION if cell["dropped"] else MUTED)
     for axis, lines in zip(axes[0], titles):
-        axis.set_title("\n".join(lines), loc="center", fontsize=9.5)
+        axis.set_title("\n".join(lines), loc="center", fontsize=min(9.5, 76 / len(columns)))
     return axes[0, 0].figure
 
 
