@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dive_lib.figures import BLUE, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, styled
+from dive_lib.figures import BLUE, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, step_edges, styled
 
 @styled
 def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet") -> Figure:
@@ -98,8 +98,7 @@ def convergence(steps: Sequence[int], cap: int, visited: Sequence[int], every: i
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     values = [np.asarray(steps), np.asarray(visited)]
-    width = every * max(1, round(cap / every / 20))
-    edges = [np.arange(-every / 2, cap + width, width), np.arange(1, max(visited) + 2) - 0.5]
+    edges = [step_edges(cap, every), np.arange(1, max(visited) + 2) - 0.5]
     for axis, data, bins in zip(axes, values, edges):
         axis.hist(data, bins=bins, color=BLUE, edgecolor="white", linewidth=0.8)
         axis.axvline(data.mean(), color=VERMILION)

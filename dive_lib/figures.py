@@ -184,6 +184,12 @@ def _log_steps(axis, values, labels):
     axis.set_xticks(values, labels)
 
 
+def step_edges(cap: int, every: int) -> np.ndarray:
+    """Edges of about 20 bins of the steps 0 ... cap that hold equally many multiples of `every`."""
+    width = every * max(1, round(cap / every / 20))
+    return np.arange(-every / 2, cap + width, width)
+
+
 @styled
 def convergence_histogram(steps: Sequence[int], cap: int, every: int = 1) -> Figure:
     """Distribution of the step that gave each image its result.
@@ -191,8 +197,7 @@ def convergence_histogram(steps: Sequence[int], cap: int, every: int = 1) -> Fig
     cap: the steps of the run. every: steps from one look of the monitor to the next; bins hold equally many looks.
     """
     mean = float(np.mean(steps))
-    width = every * max(1, round(cap / every / 20))
-    edges = np.arange(-every / 2, cap + width, width)
+    edges = step_edges(cap, every)
     figure, axis = plt.subplots(figsize=(7, 3.3))
     axis.hist(steps, bins=edges, color=BLUE, edgecolor="white", linewidth=1)
     axis.axvline(mean, color=VERMILION)

@@ -65,11 +65,9 @@ def test_every_notebook_is_clean():
     assert not any(found.values()), "\n".join(f"{name}: {problem}" for name in found for problem in found[name])
 
 
-def test_notebooks_are_numbered_by_halves_and_the_report_is_last():
+def test_notebooks_are_numbered_without_gaps():
     names = sorted(path.name for path in paths.notebooks().glob("*.ipynb"))
-    numbers = [*range(1, 9), *range(10, 21)]  # detection, then classification, Vermouth and the report
-    assert [name[:3] for name in names] == [f"{number:02d}_" for number in numbers]
-    assert names[-1] == "20_report.ipynb"
+    assert [name[:3] for name in names] == [f"{number:02d}_" for number in range(1, len(names) + 1)]
 
 
 def test_every_parameter_has_a_comment():
