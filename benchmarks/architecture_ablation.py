@@ -82,8 +82,8 @@ def architecture(variant: dict, name: str) -> dict:
 def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: FirstStage) -> tuple[dict, LayoutLDM]:
     """Trains a variant. settings: the profile's group `layout_ldm`."""
     variant = VARIANTS[name]
-    config = TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"], ema=0.998,
-                            warmup=min(100, steps // 10), bf16=settings["bf16"], seed=settings["seed"])
+    config = TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"],
+                            bf16=settings["bf16"], seed=settings["seed"], **settings["optimiser"])
     began = time.perf_counter()
     model, losses = layout_training.obtain(
         data, autoencoder, architecture(variant, settings["architecture"]), config, label=name, kind=settings["loss"],

@@ -25,8 +25,9 @@ from dive_lib.progress import Progress
 @dataclass(frozen=True)
 class TrainingConfig:
     """steps: optimiser steps. lr: AdamW's peak rate. schedule: "cosine" (to zero) or "constant", after a linear
-    `warmup`. ema: decay of the averaged weights, 0 for none; the average warms up as (1 + n) / (10 + n).
-    clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast. seed: of all draws."""
+    `warmup` of so many steps, at most a tenth of all. ema: decay of the averaged weights, 0 for none; the average
+    warms up as (1 + n) / (10 + n). clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast.
+    seed: of all draws."""
 
     steps: int
     lr: float
@@ -47,7 +48,7 @@ class TrainingConfig:
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 ... steps - 1."""
-        warm = min(1.0, (step + 1) / (self.warmup + 1))
+        warm = min(1.0, (step + 1) / (min(self.warmup, self.steps // 10) + 1))
         if self.schedule == "constant":
             return self.lr * warm
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
