@@ -23,7 +23,8 @@ import torch
 from dive_lib import checkpoint, dit, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
 from dive_lib.class_images import ClassImages, read_split
-from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate, evenly_spread
+from dive_lib.diffusion_classifier import (Classified, Elimination, antithetic_pairs, class_errors, eliminate,
+                                           evenly_spread, shared_pairs)
 from dive_lib.first_stage import device
 from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
 from dive_lib.inversion import fixed_pairs, invert, published_pairs
@@ -36,8 +37,9 @@ METHODS = {"enumerate": {"pairs"}, "eliminate": {"keep", "pairs"},
 """Settings of each method; "enumerate" has a default for its own, "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
-NOISES = {"": fixed_pairs, "published": published_pairs}
-"""Pairs by the value of `noise`; without it they are drawn from the run's seed."""
+NOISES = {"independent": fixed_pairs, "antithetic": antithetic_pairs, "shared": shared_pairs,
+          "published": published_pairs}
+"""Pairs by the value of `noise`, "independent" where there is none; all but the published are drawn from the seed."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
@@ -212,10 +214,9 @@ class Runner:
 
 def _split_pairs(pairs: dict) -> tuple[dict, Callable[[Objective, InversionConfig], Pairs]]:
     """The timesteps' settings, and what draws the pairs. Raises ValueError for an unknown noise."""
-    noise = pairs.get("noise", "")
+    noise = pairs.get("noise", "independent")
     if noise not in NOISES:
-        raise ValueError(f"noise of the pairs is {noise!r}; leave it out to draw it from the seed, or choose "
-                         "'published'")
+        raise ValueError(f"noise of the pairs is {noise!r}; choose one of {', '.join(NOISES)}")
     return {key: value for key, value in pairs.items() if key != "noise"}, NOISES[noise]
 
 

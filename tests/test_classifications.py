@@ -186,8 +186,17 @@ def test_published_noises_belong_to_the_published_timesteps(world):
     assert runner.pairs.t.tolist() == list(range(2, 1000, 4)) and len(runner.pairs) == 250
     torch.manual_seed(42)
     assert torch.equal(runner.pairs.noise, torch.randn(1024, 1, 8, 8)[:250])
-    with pytest.raises(ValueError, match="noise of the pairs is 'white'; .*choose 'published'"):
+    with pytest.raises(ValueError, match="noise of the pairs is 'white'; choose one of independent, antithetic"):
         spec(world, pairs=pairs | {"noise": "white"})
+
+
+def test_noises_may_be_opposite_or_shared(world):
+    noises = {kind: classifications.Runner(spec(world, pairs=PAIRS | {"noise": kind})).pairs.noise
+              for kind in ("independent", "antithetic", "shared")}
+    own, opposite, shared = noises.values()
+    assert torch.equal(classifications.Runner(spec(world, pairs=PAIRS)).pairs.noise, own)
+    assert torch.equal(opposite[1::2], -opposite[:len(opposite) // 2 * 2:2]) and torch.equal(opposite[::2], own[::2])
+    assert (shared == own[:1]).all()
 
 
 def test_every_method_answers_on_the_published_noises(world, tmp_path):

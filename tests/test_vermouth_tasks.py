@@ -19,7 +19,7 @@ from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
 
 MODEL = {"noise": "ddpm", "folder": "", "expert": "", "expert_folder": "", "prompt": "", "captioner": "",
          "attention": False, "text": "", "text_width": 16, "pooling": "projected", "cached": True, "standardise": True,
-         "bf16": False, "batch": 16}
+         "bf16": False, "batch": 16, "workers": 1}
 HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
         "batch_size": 8, "lr": 0.01, "weight_decay": 0.0}
 SOURCE = {"backbone": "dit", "t": 100, "group": "mid+up"}

@@ -1,0 +1,75 @@
+"""Calls in forked copies: the same results in any number of processes, and errors that tell what happened."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dive_lib import paths
+from dive_lib.side_by_side import side_by_side
+
+
+def learn(seed: int) -> np.ndarray:
+    """A few steps of a small network, with a backward pass."""
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+    return model.weight.detach().numpy()
+
+
+def in_a_fresh_process(code: str) -> subprocess.CompletedProcess:
+    """This one may have trained something, and such a process cannot be copied."""
+    start = "from functools import partial\nfrom dive_lib.side_by_side import side_by_side\n" \
+            "from tests.test_side_by_side import learn\ncalls = [partial(learn, k) for k in range(4)]\n"
+    return subprocess.run([sys.executable, "-c", start + code], cwd=paths.ROOT, capture_output=True, text=True)
+
+
+def test_networks_trained_in_copies_are_those_trained_here():
+    done = in_a_fresh_process("import torch\ntorch.set_num_threads(1)\n"
+                              "copies, here = side_by_side(calls, 2, 'x'), side_by_side(calls, 1, 'x')\n"
+                              "assert all((a == b).all() for a, b in zip(copies, here)), (copies, here)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_that_has_trained_is_told_what_to_do():
+    done = in_a_fresh_process("learn(0)\nside_by_side(calls, 2, 'heads')")
+    assert done.returncode == 1 and "heads: this process has trained something itself" in done.stderr, done.stderr
+
+
+def test_results_come_in_order_and_processes_are_copies():
+    calls = [lambda k=k: (k, os.getpid()) for k in range(5)]
+    results = side_by_side(calls, 2, "x")
+    assert [k for k, _ in results] == list(range(5))
+    assert len({pid for _, pid in results}) == 5 and os.getpid() not in {pid for _, pid in results}
+    assert side_by_side(calls, 1, "x") == [(k, os.getpid()) for k in range(5)]
+    assert side_by_side([], 2, "x") == []
+
+
+def test_each_process_has_one_thread():
+    assert side_by_side([torch.get_num_threads] * 2, 2, "x") == [1, 1]
+
+
+def test_an_error_is_told_with_its_traceback():
+    def fail():
+        raise ValueError("no such digit")
+
+    with pytest.raises(RuntimeError, match="(?s)heads failed.*no such digit"):
+        side_by_side([fail, lambda: 1], 2, "heads")
+
+
+def test_a_killed_process_is_told():
+    with pytest.raises(RuntimeError, match="heads: a process ended without an answer"):
+        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)], 2, "heads")
+
+
+def test_no_worker_is_refused():
+    with pytest.raises(ValueError, match="at least one worker"):
+        side_by_side([lambda: 1], 0, "heads")
