@@ -118,6 +118,23 @@ def test_the_restricted_model_shares_its_weights():
     assert part.transformer is model.transformer and model.vocabulary.class_table.shape[0] == 7
 
 
+def test_a_vocabulary_may_have_strangers(world, tmp_path):
+    """Other entries are as they were, and those of strangers do not depend on how many there are."""
+    model = freeze(dit.DiT(CLASSES, class_world.TRANSFORMER))
+    few, more = dit.with_classes(model, [*range(6), 6]), dit.with_classes(model, range(60))
+    assert few.grid.classes == (*CLASSES, "stranger 0") and more.vocabulary.class_table.shape[0] == 61
+    own = model.vocabulary.class_table
+    for part in (few, more):
+        assert torch.equal(part.vocabulary.class_table[:6], own[:6])
+        assert torch.equal(part.vocabulary.class_table[-1], own[-1])
+    assert torch.allclose(few.vocabulary.class_table[6], more.vocabulary.class_table[6])
+    drawn = model.vocabulary.strangers(20_000)
+    assert torch.allclose(drawn.mean(0), own[:-1].mean(0), atol=0.01)
+    assert torch.allclose(drawn.T.cov(), own[:-1].T.cov(), atol=0.01)
+    results = classifications.run(tmp_path / "out", spec(world, {"method": "enumerate"}, classes=list(range(9))))
+    assert all(len(r["errors"]) == 9 and 0 <= r["prediction"] < 9 for r in results)
+
+
 def test_paths_are_those_of_the_run(world, tmp_path):
     runner = classifications.Runner(spec(world))
     ways = runner.paths(world.ids("test")[:3])
