@@ -11,7 +11,7 @@ from dive_lib import paths
 
 MOST_CODE_CELLS = 22
 LONGEST_CELL = 30
-LONGEST_PARAMETERS_CELL = 10
+LONGEST_PARAMETERS_CELL = 12
 
 FORBIDDEN = {
     r"(?m)^\s*[!%]\s*(pip|conda|cd)\b|os\.chdir|subprocess": "environments and folders are not a notebook's business",
