@@ -66,7 +66,8 @@ class ClassVocabulary(nn.Module):
     def strangers(self, count: int) -> torch.Tensor:
         """(count, d) entries that no image is of: drawn from the Gaussian with the table's mean and covariance."""
         table = self.class_table[:-1]
-        draws = torch.randn(count, len(table), generator=torch.Generator().manual_seed(0)).to(table)
+        generator = torch.Generator().manual_seed(0)  # one at a time: more strangers leave the first ones as they are
+        draws = torch.stack([torch.randn(len(table), generator=generator) for _ in range(count)]).to(table)
         return table.mean(0) + draws @ (table - table.mean(0)) / max(1, len(table) - 1) ** 0.5
 
     @property

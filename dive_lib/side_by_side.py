@@ -22,8 +22,8 @@ def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, u
     """The results of all calls, in their order, `workers` at a time.
 
     One worker is this process, with all its threads; several are copies of it with one thread each, whose results do
-    not depend on how many there are. A process that has trained something itself, or that uses a GPU, cannot be copied
-    (autograd and CUDA do not survive it): give its calls one worker. Raises RuntimeError with a call's traceback.
+    not depend on how many there are. A process that uses a GPU cannot be copied: give its calls one worker. Raises
+    RuntimeError with a call's traceback.
     """
     if workers < 1:
         raise ValueError(f"{label}: at least one worker is needed, got {workers}")
@@ -86,9 +86,6 @@ def _received(answer: Connection, label: str) -> Any:
                            ) from None
     finally:
         answer.close()
-    if not well and "fork-based multiprocessing" in result:
-        raise RuntimeError(f"{label}: this process has trained something itself, and autograd does not survive a copy; "
-                           "restart the kernel, or set workers to 1")
     if not well:
         raise RuntimeError(f"{label} failed:\n{result}")
     return result

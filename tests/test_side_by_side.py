@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from dive_lib import paths
 from dive_lib.side_by_side import side_by_side
 
 
@@ -25,23 +23,16 @@ def learn(seed: int) -> np.ndarray:
     return model.weight.detach().numpy()
 
 
-def in_a_fresh_process(code: str) -> subprocess.CompletedProcess:
-    """This one may have trained something, and such a process cannot be copied."""
-    start = "from functools import partial\nfrom dive_lib.side_by_side import side_by_side\n" \
-            "from tests.test_side_by_side import learn\ncalls = [partial(learn, k) for k in range(4)]\n"
-    return subprocess.run([sys.executable, "-c", start + code], cwd=paths.ROOT, capture_output=True, text=True)
-
-
 def test_networks_trained_in_copies_are_those_trained_here():
-    done = in_a_fresh_process("import torch\ntorch.set_num_threads(1)\n"
-                              "copies, here = side_by_side(calls, 2, 'x'), side_by_side(calls, 1, 'x')\n"
-                              "assert all((a == b).all() for a, b in zip(copies, here)), (copies, here)")
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_process_that_has_trained_is_told_what_to_do():
-    done = in_a_fresh_process("learn(0)\nside_by_side(calls, 2, 'heads')")
-    assert done.returncode == 1 and "heads: this process has trained something itself" in done.stderr, done.stderr
+    calls, threads = [partial(learn, k) for k in range(4)], torch.get_num_threads()
+    copies = side_by_side(calls, 2, "x")
+    try:
+        torch.set_num_threads(1)
+        here = side_by_side(calls, 1, "x")
+        again = side_by_side(calls, 3, "x")  # from a process that has trained
+    finally:
+        torch.set_num_threads(threads)
+    assert all((a == b).all() and (b == c).all() for a, b, c in zip(copies, here, again))
 
 
 def test_results_come_in_order_and_processes_are_copies():
@@ -73,3 +64,10 @@ def test_a_killed_process_is_told():
 def test_no_worker_is_refused():
     with pytest.raises(ValueError, match="at least one worker"):
         side_by_side([lambda: 1], 0, "heads")
+
+
+def test_a_process_that_uses_a_gpu_is_not_copied(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="heads: a process that uses a GPU cannot be copied; set workers to 1"):
+        side_by_side([lambda: 1], 2, "heads")
+    assert side_by_side([lambda: 1], 1, "heads") == [1]
