@@ -1,4 +1,4 @@
-"""The class half of 14_model_evaluation as the profile `paper` runs it: DiT and LDM-4, each with its own autoencoder."""
+"""The class half of 14_model_evaluation as the profile `paper` runs it: DiT and LDM-4, each with its autoencoder."""
 
 import pytest
 import torch
