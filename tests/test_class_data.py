@@ -142,6 +142,6 @@ def test_a_missing_or_damaged_encoder_says_what_to_download(tmp_path):
         image_encoder.load(tmp_path / "vae")
     AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="vae: not an AutoencoderKL that can be read"):
+    with pytest.raises(ValueError, match="vae: not an AutoencoderKL or VQModel that can be read"):
         image_encoder.load(tmp_path / "vae")
     assert "_class_name" in read_json(tmp_path / "vae" / "config.json")
