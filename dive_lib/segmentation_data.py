@@ -30,7 +30,7 @@ SETS = {  # name: folder under the root, number of classes (0: any), where to ge
     "PC-59": ("pc59", 59, "PASCAL Context (cs.stanford.edu/~roozbeh/pascal-context) with 59 classes, labels 1 to 59"),
     "PC-459": ("pc459", 459, "PASCAL Context (cs.stanford.edu/~roozbeh/pascal-context) with 459 classes, in 16 bit"),
     "VOC-20": ("voc20", 20, "PASCAL VOC 2012 (host.robots.ox.ac.uk/pascal/VOC/voc2012), labels 1 to 20"),
-    "scenes": ("scenes", 81, "notebooks/15_vermouth_data.ipynb, which makes it"),
+    "scenes": ("scenes", 81, "notebooks/14_vermouth_data.ipynb, which makes it"),
 }
 LAYOUT = "It must hold images/<split>/, annotations/<split>/ with a PNG for each image, and classes.json"
 

@@ -24,7 +24,7 @@ SETS = {  # name: folder under the root, where to get it
                                "220 seen and 30 unseen classes"),
     "QuickDraw": ("quickdraw", "QuickDraw Extended (Dey et al. 2019, github.com/sounakdey/doodle2search); 80 seen "
                                "and 30 unseen classes"),
-    "digits": ("digits", "notebooks/15_vermouth_data.ipynb, which makes it"),
+    "digits": ("digits", "notebooks/14_vermouth_data.ipynb, which makes it"),
 }
 LAYOUT = "It must hold sketch/<class>/ and photo/<class>/ with images, seen.txt and unseen.txt"
 

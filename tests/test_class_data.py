@@ -110,7 +110,7 @@ def test_profile_data_are_described_and_loaded(tmp_path, digits, monkeypatch):
     assert loaded.ids("test") == [f"{c:02d}-00000" for c in range(100)]
     latents = class_data.encode(loaded.load_encoder(), loaded.test, [3, 5], batch=1)
     assert torch.equal(latents, loaded.test.load_images([3, 5]))
-    with pytest.raises(FileNotFoundError, match="10_class_data"):
+    with pytest.raises(FileNotFoundError, match="09_class_data"):
         class_data.load("mini")
 
 

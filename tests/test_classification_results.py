@@ -112,7 +112,7 @@ def test_table_4_shows_present_rows_beside_the_paper():
 def test_a_pipeline_run_in_part_is_reported_in_part():
     report.update_metrics(report.paths.metrics("smoke", "dit"), "a", {"b": 1})
     assert report.existing_metrics("smoke", ("dit", "classification")) == {"dit": {"a": {"b": 1}}}
-    assert report.existing_figures("smoke", ("12_classification/cost",)) == []
+    assert report.existing_figures("smoke", ("11_classification/cost",)) == []
 
 
 def test_every_figure_is_drawn(tmp_path):

@@ -1,4 +1,4 @@
-"""The class half of 14_model_evaluation as the profile `paper` runs it: DiT and LDM-4, each with its autoencoder."""
+"""The class half of 13_model_evaluation as the profile `paper` runs it: DiT and LDM-4, each with its autoencoder."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SHAPE = {"channels": 3, "classes": 2, "image_size": 16}
 
 def class_cells() -> list[str]:
     """Code of the notebook from its parameters to its second half, about layouts."""
-    cells = read_json(paths.notebooks() / "14_model_evaluation.ipynb")["cells"]
+    cells = read_json(paths.notebooks() / "13_model_evaluation.ipynb")["cells"]
     sources = [("".join(cell["source"]), cell["cell_type"]) for cell in cells]
     end = next(k for k, (source, _) in enumerate(sources) if source.startswith("## Layouts"))
     return [source for source, kind in sources[:end] if kind == "code"]
