@@ -26,10 +26,10 @@ repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mi
 detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
 	.venv/bin/dvc repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
 
-classify: .venv/.ready data  ## The classification half alone: notebooks 10 to 13 (14 compares models of both halves)
+classify: .venv/.ready data  ## The classification half alone: notebooks 09 to 12 (13 compares models of both halves)
 	.venv/bin/dvc repro classifiers@$(PROFILE)
 
-probe: .venv/.ready data  ## What the frozen models know, for three tasks: notebooks 15 to 19
+probe: .venv/.ready data  ## What the frozen models know, for three tasks: notebooks 14 to 18
 	.venv/bin/dvc repro features@$(PROFILE) few_shot@$(PROFILE) sketch_retrieval@$(PROFILE) segmentation@$(PROFILE)
 
 test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; writes nothing into runs/ or reports/

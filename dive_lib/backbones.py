@@ -3,7 +3,7 @@
 layout_ldm, dit        trained by this pipeline; untrained_layout_ldm, untrained_dit: the same with drawn weights
 stable_diffusion       Stable Diffusion 1.5 from a local folder; untrained_stable_diffusion: its UNet with drawn weights
 pixels                 the image itself
-numbers_resnet         13_classifiers' residual network, supervised on the numbers 00 to 99: the mini profile's expert
+numbers_resnet         12_classifiers' residual network, supervised on the numbers 00 to 99: the mini profile's expert
 resnet18, dino, dinov2 the paper's experts from local folders
 """
 

@@ -1,6 +1,6 @@
 """The data of classification in a profile: three splits of an image folder, and what is diffused of its images.
 
-The notebook 10_class_data makes or checks the folder once and describes it in runs/<profile>/classes.json; everything
+The notebook 09_class_data makes or checks the folder once and describes it in runs/<profile>/classes.json; everything
 downstream loads that description.
 """
 
@@ -78,7 +78,7 @@ def description(profile: str) -> dict:
     """What `describe` wrote: root, names, encoder and the rest, without a look at the folder."""
     path = paths.runs(profile) / "classes.json"
     if not path.exists():
-        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/10_class_data.ipynb for the profile {profile!r} "
+        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/09_class_data.ipynb for the profile {profile!r} "
                                 "first")
     return read_json(path)
 

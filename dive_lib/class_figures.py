@@ -62,18 +62,20 @@ def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) 
 
 
 @styled
-def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
+def cost_against_classes(rows: Sequence[Mapping], known: int) -> Figure:
     """Cost and accuracy against the number of classes.
 
-    rows: {name, classes, forward_equivalents, accuracy, accuracy_ci95 optional}.
+    rows: {name, classes, forward_equivalents, accuracy or None, accuracy_ci95 optional}. known: classes that have
+    images; a dotted line marks where others begin.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
     for name, marker in zip(dict.fromkeys(row["name"] for row in rows), MARKERS):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["classes"])
         for axis, key in zip(axes, ("forward_equivalents", "accuracy")):
-            line, = axis.plot([row["classes"] for row in own], [row[key] for row in own], marker + "-", markersize=5,
-                              linewidth=1.5, label=name)
-            for row in own:
+            shown = [row for row in own if row[key] is not None]
+            line, = axis.plot([row["classes"] for row in shown], [row[key] for row in shown], marker + "-",
+                              markersize=5, linewidth=1.5, label=name)
+            for row in shown:
                 axis.plot([row["classes"]] * 2, row.get(f"{key}_ci95") or [row[key]] * 2, color=line.get_color(),
                           linewidth=4, alpha=0.25, solid_capstyle="butt")
     counts = sorted({row["classes"] for row in rows})
@@ -82,9 +84,11 @@ def cost_against_classes(rows: Sequence[Mapping]) -> Figure:
         axis.minorticks_off()
         axis.set_xticks(counts, counts)
         axis.set_xlabel("possible classes")
+        if counts[-1] > known:
+            axis.axvline(known, color="0.6", linewidth=1, linestyle=":")
     log_cost(axes[0].yaxis, axes[0].set_yscale)
     axes[0].set(title="forward-equivalents per image")
-    lowest = min(min(row.get("accuracy_ci95") or [row["accuracy"]]) for row in rows)
+    lowest = min(min(row.get("accuracy_ci95") or [row["accuracy"]]) for row in rows if row["accuracy"] is not None)
     axes[1].set(title="accuracy, percent (bar: 95 % interval)", ylim=(10 * (lowest // 10), 101))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -62,6 +62,14 @@ class ClassVocabulary(nn.Module):
         """Vocabulary lookup v_theta(y): tokens (..., 1, 1) -> embeddings (..., 1, 1, d)."""
         return self.class_table[tokens]
 
+    @torch.no_grad()
+    def strangers(self, count: int) -> torch.Tensor:
+        """(count, d) entries that no image is of: drawn from the Gaussian with the table's mean and covariance."""
+        table = self.class_table[:-1]
+        generator = torch.Generator().manual_seed(0)  # one at a time: more strangers leave the first ones as they are
+        draws = torch.stack([torch.randn(len(table), generator=generator) for _ in range(count)]).to(table)
+        return table.mean(0) + draws @ (table - table.mean(0)) / max(1, len(table) - 1) ** 0.5
+
     @property
     def std(self) -> float:
         """Standard deviation over all entries: the scale that learning rates refer to."""

@@ -109,11 +109,12 @@ def restricted(enumeration: list[dict], classes: Sequence[int]) -> list[dict]:
 
 
 def nested_classes(total: int, counts: Sequence[int], seed: int) -> dict[int, list[int]]:
-    """Sets of so many classes, each part of the next, in rising order."""
+    """Sets of so many classes, each part of the next, in rising order; beyond `total` come strangers
+    (`dit.with_classes`)."""
     order = np.random.RandomState(seed).permutation(total).tolist()
-    if not counts or min(counts) < 2 or max(counts) > total:
-        raise ValueError(f"numbers of classes must lie between 2 and {total}, got {list(counts)}")
-    return {count: sorted(order[:count]) for count in sorted(counts)}
+    if not counts or min(counts) < 2:
+        raise ValueError(f"numbers of classes must be at least 2, got {list(counts)}")
+    return {count: sorted(order[:count]) + list(range(total, count)) for count in sorted(counts)}
 
 
 def spread(results: Sequence, count: int) -> list:

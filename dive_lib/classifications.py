@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
-from dive_lib import checkpoint, dit, image_encoder, image_runs, paths
+from dive_lib import checkpoint, class_models, dit, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
 from dive_lib.class_images import ClassImages, read_split
-from dive_lib.diffusion_classifier import Classified, Elimination, class_errors, eliminate, evenly_spread
+from dive_lib.diffusion_classifier import (Classified, Elimination, antithetic_pairs, class_errors, eliminate,
+                                           evenly_spread, shared_pairs)
 from dive_lib.first_stage import device
 from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
 from dive_lib.inversion import fixed_pairs, invert, published_pairs
@@ -36,16 +37,17 @@ METHODS = {"enumerate": {"pairs"}, "eliminate": {"keep", "pairs"},
 """Settings of each method; "enumerate" has a default for its own, "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
-NOISES = {"": fixed_pairs, "published": published_pairs}
-"""Pairs by the value of `noise`; without it they are drawn from the run's seed."""
+NOISES = {"independent": fixed_pairs, "antithetic": antithetic_pairs, "shared": shared_pairs,
+          "published": published_pairs}
+"""Pairs by the value of `noise`, "independent" where there is none; all but the published are drawn from the seed."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
               classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0) -> dict:
-    """Describes a run. model: folder of a DiT. method: {"method": name, settings ...}. pairs: t_low, t_high and
-    t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed. classes: the only ones
-    that are possible, for which images of others make no sense; all by default. reading: folder of `learn_reading`,
-    for a shortlist that is read. Raises ValueError for settings that do not fit together."""
+    """Describes a run. model: folder of a class-conditional model. method: {"method": name, settings ...}. pairs:
+    t_low, t_high and t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed.
+    classes: the only ones that are possible, for which images of others make no sense; all by default. reading: folder
+    of `learn_reading`, for a shortlist that is read. Raises ValueError for settings that do not fit together."""
     settings = {key: value for key, value in method.items() if key != "method"}
     name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
     if name == "invert":
@@ -66,6 +68,15 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
             "model_weights": checkpoint.weights_fingerprint(model), **known, "method": name,
             "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
             "image_ids": list(image_ids)}
+
+
+def method_of(spec: dict) -> dict:
+    """The method of a run, as `make_spec` takes it, for a run of another model. A rate is in standard deviations of the
+    vocabulary then: tables of different scale (DiT's entries start at 0.02, LDM's at 1) need different rates."""
+    settings = dict(spec["settings"])
+    if "lr" in settings:
+        settings["lr_std"] = settings.pop("lr") / class_models.load(paths.ROOT / spec["model"]).vocabulary.std
+    return {"method": spec["method"], **settings}
 
 
 def learn_reading(directory: Path | str, spec: dict, results: list[dict], rank_pairs: int, strength: float) -> Cost:
@@ -104,7 +115,7 @@ class Runner:
         self.images = read_split(paths.ROOT / spec["root"], spec["folder"], image_size=spec["image_size"],
                                  channels=spec["channels"])
         self.encoder = image_encoder.load(spec["encoder"]).to(device())
-        model = dit.load(paths.ROOT / spec["model"]).to(device())
+        model = class_models.load(paths.ROOT / spec["model"]).to(device())
         self.classes = spec["classes"] or list(range(len(model.grid.classes)))
         self.objective = Objective(dit.with_classes(model, spec["classes"]) if spec["classes"] else model)
         settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
@@ -212,10 +223,9 @@ class Runner:
 
 def _split_pairs(pairs: dict) -> tuple[dict, Callable[[Objective, InversionConfig], Pairs]]:
     """The timesteps' settings, and what draws the pairs. Raises ValueError for an unknown noise."""
-    noise = pairs.get("noise", "")
+    noise = pairs.get("noise", "independent")
     if noise not in NOISES:
-        raise ValueError(f"noise of the pairs is {noise!r}; leave it out to draw it from the seed, or choose "
-                         "'published'")
+        raise ValueError(f"noise of the pairs is {noise!r}; choose one of {', '.join(NOISES)}")
     return {key: value for key, value in pairs.items() if key != "noise"}, NOISES[noise]
 
 

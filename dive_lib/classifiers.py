@@ -1,7 +1,7 @@
 """Discriminative classifiers, trained on the same images: what DIVE's answers are compared with.
 
 Networks of the kinds of Table IV at any size: plain convolutional networks, residual networks of basic, bottleneck
-and grouped bottleneck blocks (ResNet-18 and -50, ResNeXt), a vision transformer, and Swin. The same ones read
+and grouped bottleneck blocks (ResNet-18 and -50, ResNeXt), vision transformers, and Swin. The same ones read
 generated images, and a head of residual blocks reads the features of a frozen DiT. Published weights are those of
 `pretrained_classifiers`.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib import checkpoint, paths, pretrained_classifiers
+from dive_lib import checkpoint, paths, pretrained_classifiers, torchvision_names
 from dive_lib.dit import DiT
 from dive_lib.files import write_json
 from dive_lib.first_stage import device
@@ -140,6 +140,31 @@ class VisionTransformer(nn.Module):
         return self.head(self.transformer(tokens).mean(1))
 
 
+class ClassTokenTransformer(nn.Module):
+    """The published vision transformer, transformers' ViT: (B, C, S, S) -> (B, K), read off a token for the class.
+
+    patch: side of a patch in pixels. width: of the tokens; layers, heads: of the transformer. The defaults are
+    ViT-B/16; ViT-L/32 has patch 32, width 1024, 24 layers and 16 heads.
+    """
+
+    published_names = staticmethod(torchvision_names.vit)  # of published weights, into own ones
+
+    def __init__(self, channels: int, classes: int, image_size: int, patch: int = 16, width: int = 768,
+                 layers: int = 12, heads: int = 12):
+        from transformers import ViTConfig, ViTForImageClassification
+        if image_size % patch or width % heads:
+            raise ValueError(f"ViT: images of {image_size} pixels have no whole number of patches of {patch}, or "
+                             f"{heads} heads do not share {width} channels")
+        super().__init__()
+        self.network = ViTForImageClassification(ViTConfig(
+            image_size=image_size, patch_size=patch, num_channels=channels, hidden_size=width,
+            num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width, layer_norm_eps=1e-6,
+            num_labels=classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).logits
+
+
 class Swin(nn.Module):
     """transformers' Swin: (B, C, S, S) -> (B, K). Each stage halves the map of S / patch; the last must hold a window.
 
@@ -148,6 +173,8 @@ class Swin(nn.Module):
     shifts them by half, where the map is larger than a window. positions: learned positions of the patches beside the
     relative ones within windows (an option of Swin). The defaults are Swin-B.
     """
+
+    published_names = staticmethod(torchvision_names.swin)  # of published weights, into own ones
 
     def __init__(self, channels: int, classes: int, image_size: int, patch: int = 4, width: int = 128,
                  depths: Sequence[int] = (2, 2, 18, 2), heads: Sequence[int] = (4, 8, 16, 32), window: int = 7,
@@ -166,21 +193,22 @@ class Swin(nn.Module):
         return self.network(images).logits
 
 
-def _torchvision(channels: int, classes: int, image_size: int, file: str, network: Mapping) -> PretrainedClassifier:
+def _torchvision(channels: int, classes: int, image_size: int, file: str, network: Mapping,
+                 **preprocessing) -> PretrainedClassifier:
     own = make(network, channels=channels, classes=classes, image_size=pretrained_classifiers.SIDE)
-    return pretrained_classifiers.from_torchvision(own, file)
+    return pretrained_classifiers.from_torchvision(own, file, **preprocessing)
 
 
-KINDS = {"convnet": ConvNet, "alexnet": AlexNet, "resnet": ResNet, "vit": VisionTransformer, "swin": Swin,
-         "pretrained": pretrained_classifiers.from_folder, "torchvision": _torchvision}
+KINDS = {"convnet": ConvNet, "alexnet": AlexNet, "resnet": ResNet, "vit": VisionTransformer,
+         "vit_class_token": ClassTokenTransformer, "swin": Swin, "torchvision": _torchvision}
 
 
 def make(settings: Mapping, *, channels: int, classes: int, image_size: int) -> nn.Module:
     """settings: {"kind": one of KINDS, keyword arguments of it}. channels, image_size: of its input.
 
-    Published weights are {"kind": "pretrained", "folder", "source"} (see `pretrained_classifiers.from_folder`) or
-    {"kind": "torchvision", "file", "network": settings of the network that they are of}; both raise FileNotFoundError
-    for missing files and ValueError for unfit ones. ValueError for an unknown kind.
+    Published weights are {"kind": "torchvision", "file", "network": settings of the network that they are of}, with
+    "resized" and "mode" where its preprocessing is not the usual one (see `pretrained_classifiers`): they raise
+    FileNotFoundError for a missing file and ValueError for an unfit one. ValueError for an unknown kind.
     """
     options = {key: value for key, value in settings.items() if key != "kind"}
     if settings.get("kind") not in KINDS:

@@ -10,8 +10,24 @@ from itertools import pairwise
 
 import torch
 
+from dive_lib.inversion import fixed_pairs
+from dive_lib.inversion_config import InversionConfig
 from dive_lib.objective import Cost, Objective, Pairs
 from dive_lib.progress import Progress
+
+
+def antithetic_pairs(objective: Objective, config: InversionConfig) -> Pairs:
+    """Fixed pairs whose every second noise is the opposite of the one before: what is odd in it cancels."""
+    pairs = fixed_pairs(objective, config)
+    pairs.noise[1::2] = -pairs.noise[:len(pairs) // 2 * 2:2]
+    return pairs
+
+
+def shared_pairs(objective: Objective, config: InversionConfig) -> Pairs:
+    """Fixed pairs with one noise for all timesteps."""
+    pairs = fixed_pairs(objective, config)
+    pairs.noise[:] = pairs.noise[:1].clone()
+    return pairs
 
 
 def evenly_spread(count: int, total: int) -> list[int]:

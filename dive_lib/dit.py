@@ -117,13 +117,19 @@ def dit_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout
 
 
 def with_classes(model: DiT, classes: Sequence[int]) -> DiT:
-    """The same frozen network with some of its classes only, in the given order, and the null class."""
+    """The same frozen network with some of its classes only, in the given order, and the null class.
+
+    Numbers beyond the model's own classes stand for strangers (`ClassVocabulary.strangers`), with which a vocabulary
+    may be larger than the one that was learned.
+    """
+    known = len(model.grid.classes)
     part = copy.copy(model)
     part._modules = dict(model._modules)  # all but the vocabulary is shared
-    part.grid = ClassGrid([model.grid.classes[c] for c in classes])
+    part.grid = ClassGrid([model.grid.classes[c] if c < known else f"stranger {c - known}" for c in classes])
     part.vocabulary = ClassVocabulary(part.grid, model.vocabulary.width)
-    rows = torch.tensor([*classes, len(model.grid.classes)])
-    part.vocabulary.class_table.data = model.vocabulary.class_table.detach()[rows].clone()
+    table = model.vocabulary.class_table.detach()
+    rows = torch.cat([table[:-1], model.vocabulary.strangers(max([*classes, known]) - known + 1), table[-1:]])
+    part.vocabulary.class_table.data = rows[[*classes, -1]].clone()
     return checkpoint.freeze(part)
 
 

@@ -4,7 +4,8 @@ A trial draws the shots of every class from the training split and answers all i
 compared on validation images; draws and test images give the interval of what is reported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from dive_lib import classifiers, paths, text_heads
 from dive_lib.checkpoint import fingerprint
 from dive_lib.few_shot_data import FewShotSet, draw_shots
 from dive_lib.first_stage import device
-from dive_lib.progress import Progress, silent
+from dive_lib.progress import silent
+from dive_lib.side_by_side import side_by_side
 from dive_lib.task_bench import Bench, training
 from dive_lib.train import TrainingConfig, train
 from dive_lib.u_head import CLASSIFICATION
@@ -90,27 +92,28 @@ def tuned_on(sets: Mapping[str, FewShot]) -> FewShot:
                      "strength are chosen; add a set that has some, such as Pets")
 
 
-def compare(trial, candidates: Sequence[Mapping], shots: int, draws: int, label: str, split: str = "val") -> list[dict]:
+def compare(trial: Callable, candidates: Sequence[Mapping], shots: int, draws: int, label: str,
+            split: str = "val") -> list[dict]:
     """Candidates with their accuracy on validation images, in percent, best first. trial: u_head or linear_probe."""
-    rows = []
-    with Progress(len(candidates) * draws, label, unit="trials") as progress:
-        for candidate in candidates:
-            right = []
-            for draw in range(draws):
-                right.append(100 * float(trial(candidate, shots, draw, split).mean()))
-                progress.update()
-            rows.append({**candidate, "accuracy": round(float(np.mean(right)), 4)})
-    return sorted(rows, key=lambda row: -row["accuracy"])  # stable: the first of equals wins
+    def accuracies(own: Sequence[Mapping]) -> list[dict]:
+        return [{**candidate, "accuracy": round(float(np.mean(
+            [100 * float(trial(candidate, shots, draw, split).mean()) for draw in range(draws)])), 4)}
+            for candidate in own]
+
+    groups: dict = {}  # what reads the same features follows each other in one process, which reads them once
+    for candidate in candidates:
+        groups.setdefault(tuple(candidate.get(key) for key in ("backbone", "t", "group", "side")), []).append(candidate)
+    bench = trial.__self__.bench
+    rows = side_by_side([partial(accuracies, own) for own in groups.values()], bench.workers, label, unit="settings")
+    # The sort is stable: the first of equals wins.
+    return sorted((row for part in rows for row in part), key=lambda row: -row["accuracy"])
 
 
-def repeat(trial, source: Mapping, shots: Sequence[int], draws: int, label: str, **changed) -> dict[int, np.ndarray]:
+def repeat(trial: Callable, source: Mapping, shots: Sequence[int], draws: int, label: str, **changed) -> dict:
     """{shots: (draws, n) bool} on test images."""
-    results = {}
-    with Progress(len(shots) * draws, label, unit="trials") as progress:
-        for count in shots:
-            rows = []
-            for draw in range(draws):
-                rows.append(trial(source, count, draw, **changed))
-                progress.update()
-            results[count] = np.stack(rows)
-    return results
+    task = trial.__self__
+    if "backbone" in source and task.bench.cache is not None:  # read once, before processes take their copies
+        task.bench.scales(task.part.test, source, task.part.train)
+    rows = side_by_side([partial(trial, source, count, draw, **changed) for count in shots for draw in range(draws)],
+                        task.bench.workers, label, unit="trials")
+    return {count: np.stack(rows[k * draws:(k + 1) * draws]) for k, count in enumerate(shots)}

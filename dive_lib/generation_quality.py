@@ -1,7 +1,8 @@
-"""How good generated images are: Frechet distance, inception score, precision and recall, on a classifier's features.
+"""How good generated images are: Frechet distance, inception score, precision and recall, on a network's features.
 
-The usual measures (Heusel et al. 2017, Salimans et al. 2016, Kynkaanniemi et al. 2019) with the features of the
-pipeline's own classifier in the place of the Inception network's: values are comparable within a profile only.
+The usual measures (Heusel et al. 2017, Salimans et al. 2016, Kynkaanniemi et al. 2019) on the features of the network
+that `inception.choose` gives: the Inception network, or the pipeline's own classifier in its place. Values of the one
+are not comparable with those of the other, nor those of two classifiers.
 """
 
 from collections.abc import Mapping

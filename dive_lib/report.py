@@ -128,7 +128,7 @@ def existing_metrics(profile: str, names: Sequence[str]) -> dict:
 
 
 def existing_figures(profile: str, names: Sequence[str]) -> list[Path]:
-    """Those of the figures (such as "12_classification/cost") that were drawn."""
+    """Those of the figures (such as "11_classification/cost") that were drawn."""
     files = [paths.reports(profile) / "figures" / f"{name}.png" for name in names]
     return [path for path in files if path.is_file()]
 

@@ -18,6 +18,7 @@ had trained and computed stays in scratch for the next execution; one that ends 
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -81,6 +82,8 @@ def execute(notebook: Path, values: Mapping[str, Any], stage: str) -> NotebookNo
     import papermill  # takes a second to load; a wrong parameter is told before that
 
     source = nbformat.read(notebook, as_version=4)
+    # The HTML exporter takes seconds to load; meanwhile the kernel loads what the notebook needs.
+    threading.Thread(target=importlib.import_module, args=("nbconvert.exporters.html",), daemon=True).start()
     work = Path(tempfile.mkdtemp(prefix=f"{notebook.stem}-", dir=_made(paths.scratch() / "executing")))
     live = work / "progress.txt"
     try:

@@ -6,6 +6,7 @@ far as it is known, with `refine` doublings of the map at its end, which small i
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from torch import nn
 
 from dive_lib.checkpoint import fingerprint
 from dive_lib.first_stage import device
-from dive_lib.progress import Progress
 from dive_lib.segmentation_data import IGNORED, SegmentationImages
+from dive_lib.side_by_side import side_by_side
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_features import Scales
 from dive_lib.task_metrics import evaluate_segmentation, overlaps
@@ -156,14 +157,37 @@ def groups(images: SegmentationImages) -> dict[str, list[int]]:
 
 def compare(task: Segmentation, candidates: Sequence[Mapping], seed: int = 0) -> list[dict]:
     """Candidates with their mIoU on validation images, in percent, among the seen names; best first."""
-    rows, images = [], task.bench.data.segmentation_val
-    with Progress(len(candidates), "heads on validation images", unit="trials") as progress:
-        for candidate in candidates:
-            counts = task.counts(task.train(candidate, seed), candidate, images, task.seen)
-            row = evaluate_segmentation(counts, {"all": groups(images)["all"]}, resamples=1)
-            rows.append({**candidate, "mIoU": row["mIoU_all"]})
-            progress.update()
+    images = task.bench.data.segmentation_val
+
+    def value(candidate: Mapping) -> float:
+        counts = task.counts(task.train(candidate, seed), candidate, images, task.seen)
+        return evaluate_segmentation(counts, {"all": groups(images)["all"]}, resamples=1)["mIoU_all"]
+
+    values = side_by_side([partial(value, candidate) for candidate in candidates], task.bench.workers,
+                          "heads on validation images", unit="settings")
+    rows = [{**candidate, "mIoU": own} for candidate, own in zip(candidates, values)]
     return sorted(rows, key=lambda row: -row["mIoU"])  # stable: the first of equals wins
+
+
+def ablate(task: Segmentation, changes: Mapping[str, tuple[Mapping, Mapping]], images: SegmentationImages,
+           seed: int = 0) -> dict[str, dict]:
+    """{title: row of numbers on `images`} of changes {title: (source, changes of the head)}."""
+    def row(source: Mapping, changed: Mapping) -> dict:
+        counts = task.counts(task.train(source, seed, **changed), source, images)
+        return evaluate_segmentation(counts, groups(images), seed=seed)
+
+    rows = side_by_side([partial(row, *change) for change in changes.values()], task.bench.workers,
+                        "heads of the ablation")
+    return {title: {key: value for key, value in own.items() if key != "by_class"} for title, own in zip(changes, rows)}
+
+
+def play_unseen(task: Segmentation, count: int, seed: int = 0) -> list[int]:
+    """Indices of `count` seen names, drawn from the seed, that play the unseen ones on validation images."""
+    images = task.bench.data.segmentation_val
+    names = [k for k in task.seen if images.classes[k] not in images.background]
+    if not 0 < count < len(names):
+        raise ValueError(f"{count} of {len(names)} seen names cannot be held out; choose between 1 and one less")
+    return sorted(np.random.RandomState(seed).permutation(names)[:count].tolist())
 
 
 def choose_handicap(task: Segmentation, source: Mapping, values: Sequence[float], held_out: int,
@@ -172,14 +196,11 @@ def choose_handicap(task: Segmentation, source: Mapping, values: Sequence[float]
 
     A head answers too often with names that it was trained on; lowering their similarity by one number mends that
     (calibrated stacking, Chao et al. 2016; not in Vermouth). The number is chosen without the unseen names: a head is
-    trained without `held_out` of the seen ones, drawn from the seed, which play the unseen ones on validation images.
+    trained without `held_out` of the seen ones, which play the unseen ones on validation images (`play_unseen`).
     mean: harmonic, of both groups' mIoU.
     """
-    images, drawn = task.bench.data.segmentation_val, np.random.RandomState(seed)
+    images, kept_back = task.bench.data.segmentation_val, play_unseen(task, held_out, seed)
     names = [k for k in task.seen if images.classes[k] not in images.background]
-    if not 0 < held_out < len(names):
-        raise ValueError(f"{held_out} of {len(names)} seen names cannot be held out; choose between 1 and one less")
-    kept_back = sorted(drawn.permutation(names)[:held_out].tolist())
     parts = {"seen": [k for k in names if k not in kept_back], "unseen": kept_back}
     head, rows = task.train(source, seed, without=kept_back), []
     for handicap, counts in zip(values, task.counts_by_handicap(head, source, images, values, task.seen, kept_back)):

@@ -21,13 +21,16 @@ from dive_lib.progress import Progress
 
 IGNORED = -1
 SETS = {  # name: folder under the root, number of classes (0: any), where to get it
-    "COCO-Stuff": ("coco_stuff", 171, "COCO-Stuff 164k, labels 0 to 170 as mmsegmentation converts them"),
-    "ADE-150": ("ade150", 150, "ADE20K's scene parsing benchmark, labels 1 to 150"),
-    "ADE-847": ("ade847", 847, "ADE20K full, labels 0 to 846 in 16 bit as MaskFormer converts them"),
-    "PC-59": ("pc59", 59, "PASCAL Context with 59 classes, labels 1 to 59"),
-    "PC-459": ("pc459", 459, "PASCAL Context with 459 classes, in 16 bit"),
-    "VOC-20": ("voc20", 20, "PASCAL VOC 2012, labels 1 to 20"),
-    "scenes": ("scenes", 81, "notebooks/15_vermouth_data.ipynb, which makes it"),
+    "COCO-Stuff": ("coco_stuff", 171, "COCO-Stuff 164k (github.com/nightrome/cocostuff), labels 0 to 170 as "
+                                      "mmsegmentation converts them"),
+    "ADE-150": ("ade150", 150, "ADE20K's scene parsing benchmark (ADEChallengeData2016.zip of "
+                               "data.csail.mit.edu/places/ADEchallenge), labels 1 to 150"),
+    "ADE-847": ("ade847", 847, "ADE20K full (groups.csail.mit.edu/vision/datasets/ADE20K), labels 0 to 846 in 16 bit "
+                               "as MaskFormer's datasets/prepare_ade20k_full_sem_seg.py writes them"),
+    "PC-59": ("pc59", 59, "PASCAL Context (cs.stanford.edu/~roozbeh/pascal-context) with 59 classes, labels 1 to 59"),
+    "PC-459": ("pc459", 459, "PASCAL Context (cs.stanford.edu/~roozbeh/pascal-context) with 459 classes, in 16 bit"),
+    "VOC-20": ("voc20", 20, "PASCAL VOC 2012 (host.robots.ox.ac.uk/pascal/VOC/voc2012), labels 1 to 20"),
+    "scenes": ("scenes", 81, "notebooks/14_vermouth_data.ipynb, which makes it"),
 }
 LAYOUT = "It must hold images/<split>/, annotations/<split>/ with a PNG for each image, and classes.json"
 

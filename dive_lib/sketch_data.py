@@ -22,8 +22,9 @@ SETS = {  # name: folder under the root, where to get it
                            "the 21 classes of split 2 (Yelamarthi et al. 2018), seen.txt: the other 104"),
     "TU-Berlin": ("tu_berlin", "TU-Berlin's sketches (cybertron.cg.tu-berlin.de/eitz) with its extension's photos; "
                                "220 seen and 30 unseen classes"),
-    "QuickDraw": ("quickdraw", "QuickDraw Extended (Dey et al. 2019); 80 seen and 30 unseen classes"),
-    "digits": ("digits", "notebooks/15_vermouth_data.ipynb, which makes it"),
+    "QuickDraw": ("quickdraw", "QuickDraw Extended (Dey et al. 2019, github.com/sounakdey/doodle2search); 80 seen "
+                               "and 30 unseen classes"),
+    "digits": ("digits", "notebooks/14_vermouth_data.ipynb, which makes it"),
 }
 LAYOUT = "It must hold sketch/<class>/ and photo/<class>/ with images, seen.txt and unseen.txt"
 

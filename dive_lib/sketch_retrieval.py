@@ -1,12 +1,13 @@
 """Zero-shot retrieval of photos by sketches: one head embeds both; classes of training are not those of the test."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from dive_lib import text_heads
-from dive_lib.progress import Progress
+from dive_lib.side_by_side import side_by_side
 from dive_lib.sketch_data import SketchSet, WholeImages
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_metrics import evaluate_retrieval
@@ -62,20 +63,32 @@ class SketchRetrieval:
         return evaluate_retrieval(vectors[0], part.sketches.labels, vectors[1], part.photos.labels, seed=seed)
 
 
+    def trial(self, source: Mapping, seed: int, split: str, *, without: Sequence[str] = (), **changed) -> dict:
+        """The row of numbers of a head that is trained for it."""
+        head = self.train(source, seed, without=without, **changed)
+        return self.evaluate(self.embed(head, source, split), split)
+
+
 def compare(tasks: Sequence[SketchRetrieval], candidates: Sequence[Mapping], seeds: int) -> list[dict]:
-    """Candidates {source, changes of the head} with their mAP, in percent, on the held-out seen classes, which the head
-    that is asked has not been trained on; best first."""
-    rows = []
-    with Progress(len(candidates) * seeds * len(tasks), "heads on held-out classes", unit="trials") as progress:
-        for candidate in candidates:
-            values = []
-            for task in tasks:
-                for seed in range(seeds):
-                    head = task.train(candidate, seed, without=task.part.held_out)
-                    values.append(task.evaluate(task.embed(head, candidate, "val"), "val")["mAP"])
-                    progress.update()
-            rows.append({**candidate, "mAP": round(sum(values) / len(values), 4)})
+    """Candidates (sources) with their mAP, in percent, on the held-out seen classes, which the head that is asked has
+    not been trained on; best first."""
+    def mean(candidate: Mapping) -> float:
+        values = [task.trial(candidate, seed, "val", without=task.part.held_out)["mAP"]
+                  for task in tasks for seed in range(seeds)]
+        return round(sum(values) / len(values), 4)
+
+    means = side_by_side([partial(mean, candidate) for candidate in candidates], tasks[0].bench.workers,
+                         "heads on held-out classes", unit="settings")
+    rows = [{**candidate, "mAP": value} for candidate, value in zip(candidates, means)]
     return sorted(rows, key=lambda row: -row["mAP"])  # stable: the first of equals wins
+
+
+def ablate(task: SketchRetrieval, changes: Mapping[str, tuple[Mapping, Mapping]], seeds: int) -> dict[str, dict]:
+    """{title: mean row on the test classes} of changes {title: (source, changes of the head)}."""
+    calls = [partial(task.trial, source, seed, "test", **changed) for source, changed in changes.values()
+             for seed in range(seeds)]
+    rows = side_by_side(calls, task.bench.workers, "heads of the ablation")
+    return {title: mean_rows(rows[k * seeds:(k + 1) * seeds]) for k, title in enumerate(changes)}
 
 
 def mean_rows(rows: Sequence[Mapping]) -> dict:

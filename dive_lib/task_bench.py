@@ -17,6 +17,7 @@ from dive_lib.captions import Captioner, prompts
 from dive_lib.checkpoint import fingerprint
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.progress import silent
+from dive_lib.side_by_side import side_by_side
 from dive_lib.task_features import Scales
 from dive_lib.text_targets import PHOTO, AttributeWords, ClipText
 from dive_lib.train import TrainingConfig, train
@@ -29,7 +30,8 @@ class Bench:
     """model: {"noise": mode, "folder": of a downloaded denoiser, "expert", "prompt", "attention": see `given`,
     "expert_folder", "captioner": folder of BLIP, "text": folder of CLIP or "" for attribute words, "text_width": of
     these, "pooling": of CLIP, "cached": whether features are kept on disk and in memory, "standardise": see
-    `task_features`, "bf16": whether denoisers run in bfloat16, "batch": images per pass}.
+    `task_features`, "bf16": whether denoisers run in bfloat16, "batch": images per pass, "workers": heads that are
+    trained side by side, each on one core; 1 on a GPU}.
 
     backbones: names of those that will be asked for. Raises FileNotFoundError that lists every missing file of theirs
     and of CLIP, before anything is read.
@@ -133,6 +135,22 @@ class Bench:
             self._heads[key] = copy.deepcopy(head.state_dict())
         head.load_state_dict(self._heads[key])
         return head.eval()
+
+    def train_ahead(self, trainings: Sequence[Callable[[], object]], label: str = "heads") -> None:
+        """Calls what trains heads, several side by side; called again afterwards, each finds its head trained."""
+        def trained(call: Callable[[], object]) -> dict:
+            known = set(self._heads)
+            call()
+            return {key: {name: value.cpu().numpy() for name, value in state.items()}
+                    for key, state in self._heads.items() if key not in known}
+
+        for heads in side_by_side([functools.partial(trained, call) for call in trainings], self.workers, label):
+            self._heads |= {key: {name: torch.from_numpy(value) for name, value in state.items()}
+                            for key, state in heads.items()}
+
+    @property
+    def workers(self) -> int:
+        return self.model["workers"]
 
 
 def training(settings: Mapping, images: int, seed: int) -> TrainingConfig:

@@ -1,6 +1,6 @@
 """The data of Vermouth's three tasks in a profile: few-shot sets, sketch sets, segmentation sets.
 
-The notebook 15_vermouth_data makes the mini data, or checks the folders of the public ones, and describes them in
+The notebook 14_vermouth_data makes the mini data, or checks the folders of the public ones, and describes them in
 runs/<profile>/vermouth.json; everything downstream loads that description.
 """
 
@@ -103,7 +103,7 @@ def load(profile: str) -> VermouthData:
     """The described data, without decoding every image again."""
     path = paths.runs(profile) / "vermouth.json"
     if not path.exists():
-        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/15_vermouth_data.ipynb for the profile "
+        raise FileNotFoundError(f"{paths.shorten(path)}: run notebooks/14_vermouth_data.ipynb for the profile "
                                 f"{profile!r} first")
     described = read_json(path)
     return VermouthData(paths.ROOT / described["root"], **_read(described), digests=described["digests"])

@@ -6,12 +6,12 @@ from statistics import fmean
 from dive_lib import vermouth_paper
 
 STAGES = ("features", "few_shot", "sketch_retrieval", "segmentation")
-"""Metrics files of the notebooks 16 to 19."""
+"""Metrics files of the notebooks 15 to 18."""
 
 PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
           "retrieval": ("mAP", "features as they are: photos of a sketch's class, mAP"),
           "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU")}
-"""Granularity in the metrics of `16_features` -> its measure and the name of its row."""
+"""Granularity in the metrics of `15_features` -> its measure and the name of its row."""
 
 
 def section(parts: Mapping) -> dict:

@@ -6,8 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import (BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel,
                           CLIPTextModelWithProjection, CLIPTokenizer, Dinov2Config, Dinov2Model, ResNetConfig,
-                          ResNetForImageClassification, ResNetModel, SwinConfig, SwinForImageClassification, ViTConfig,
-                          ViTForImageClassification, ViTModel)
+                          ResNetModel, ViTConfig, ViTModel)
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "picture", "of", "red", "three", "cat"]
@@ -81,21 +80,5 @@ def vit(folder, kind: str = "dinov2", layers: int = 12, seed: int = 0):
     shape = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     model = Dinov2Model(Dinov2Config(patch_size=14, image_size=28, **shape)) if kind == "dinov2" else \
         ViTModel(ViTConfig(patch_size=16, image_size=224, intermediate_size=32, **shape))
-    model.save_pretrained(folder)
-    return folder
-
-
-def image_classifier(folder, kind: str = "resnet", classes: int = 5, seed: int = 0):
-    """A classifier of images, in the formats of the published ResNets, vision transformers and Swins."""
-    torch.manual_seed(seed)
-    side = {"image_size": 32, "num_labels": classes}
-    model = {
-        "resnet": lambda: ResNetForImageClassification(ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="bottleneck", num_labels=classes)),
-        "vit": lambda: ViTForImageClassification(ViTConfig(
-            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=16, **side)),
-        "swin": lambda: SwinForImageClassification(SwinConfig(
-            patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, **side)),
-    }[kind]()
     model.save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ def images(count=2, side=16):
 def test_a_dit_on_latents_gets_them_from_the_encoder_of_its_classes(tmp_path, name):
     torch.manual_seed(0)
     save_dit()
-    with pytest.raises(FileNotFoundError, match="classes.json: run notebooks/10_class_data.ipynb"):
+    with pytest.raises(FileNotFoundError, match="classes.json: run notebooks/09_class_data.ipynb"):
         backbones.load("x", name)
     AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "vae")
     write_json(paths.runs("x") / "classes.json", {"encoder": str(tmp_path / "vae")})

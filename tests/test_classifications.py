@@ -118,6 +118,23 @@ def test_the_restricted_model_shares_its_weights():
     assert part.transformer is model.transformer and model.vocabulary.class_table.shape[0] == 7
 
 
+def test_a_vocabulary_may_have_strangers(world, tmp_path):
+    """Other entries are as they were, and those of strangers do not depend on how many there are."""
+    model = freeze(dit.DiT(CLASSES, class_world.TRANSFORMER))
+    few, more = dit.with_classes(model, [*range(6), 6]), dit.with_classes(model, range(60))
+    assert few.grid.classes == (*CLASSES, "stranger 0") and more.vocabulary.class_table.shape[0] == 61
+    own = model.vocabulary.class_table
+    for part in (few, more):
+        assert torch.equal(part.vocabulary.class_table[:6], own[:6])
+        assert torch.equal(part.vocabulary.class_table[-1], own[-1])
+    assert torch.allclose(few.vocabulary.class_table[6], more.vocabulary.class_table[6])
+    drawn = model.vocabulary.strangers(20_000)
+    assert torch.allclose(drawn.mean(0), own[:-1].mean(0), atol=0.01)
+    assert torch.allclose(drawn.T.cov(), own[:-1].T.cov(), atol=0.01)
+    results = classifications.run(tmp_path / "out", spec(world, {"method": "enumerate"}, classes=list(range(9))))
+    assert all(len(r["errors"]) == 9 and 0 <= r["prediction"] < 9 for r in results)
+
+
 def test_paths_are_those_of_the_run(world, tmp_path):
     runner = classifications.Runner(spec(world))
     ways = runner.paths(world.ids("test")[:3])
@@ -186,8 +203,17 @@ def test_published_noises_belong_to_the_published_timesteps(world):
     assert runner.pairs.t.tolist() == list(range(2, 1000, 4)) and len(runner.pairs) == 250
     torch.manual_seed(42)
     assert torch.equal(runner.pairs.noise, torch.randn(1024, 1, 8, 8)[:250])
-    with pytest.raises(ValueError, match="noise of the pairs is 'white'; .*choose 'published'"):
+    with pytest.raises(ValueError, match="noise of the pairs is 'white'; choose one of independent, antithetic"):
         spec(world, pairs=pairs | {"noise": "white"})
+
+
+def test_noises_may_be_opposite_or_shared(world):
+    noises = {kind: classifications.Runner(spec(world, pairs=PAIRS | {"noise": kind})).pairs.noise
+              for kind in ("independent", "antithetic", "shared")}
+    own, opposite, shared = noises.values()
+    assert torch.equal(classifications.Runner(spec(world, pairs=PAIRS)).pairs.noise, own)
+    assert torch.equal(opposite[1::2], -opposite[:len(opposite) // 2 * 2:2]) and torch.equal(opposite[::2], own[::2])
+    assert (shared == own[:1]).all()
 
 
 def test_every_method_answers_on_the_published_noises(world, tmp_path):

@@ -61,9 +61,15 @@ def test_kinds_and_sizes():
     assert count(deep | {"blocks": [3, 4, 23, 3], "groups": 32, "inner": 4}) == 88_791_336, "ResNeXt-101 32x8d"
     assert count({"kind": "alexnet"}) == 61_100_840, "AlexNet"
     assert count({"kind": "swin"}) == 87_768_224, "Swin-B"
+    assert count({"kind": "vit_class_token"}) == 86_567_656, "ViT-B/16"
+
+
+def test_published_networks_have_the_published_sizes():
     networks = parameters.named("architectures", "classifiers", "paper")
-    assert count(networks["resnext"]["network"]) == 88_791_336 and count(networks["synthetic_data"]) == 25_557_032
-    assert count(networks["convnet"]["network"]) == 61_100_840
+    assert {name: count(settings["network"]) for name, settings in networks.items() if "network" in settings} == {
+        "convnet": 61_100_840, "resnet": 11_689_512, "resnet_bottleneck": 25_557_032, "resnext": 88_791_336,
+        "vit_large": 306_535_400, "vit": 86_567_656, "swin": 87_768_224}
+    assert count(networks["synthetic_data"]) == 25_557_032
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -75,6 +81,8 @@ def test_kinds_and_sizes():
     ({"kind": "swin", "patch": 4, "depths": [1, 1, 1], "heads": [1, 2, 4]}, "8 pixels, patches of 4 .* do not fit"),
     ({"kind": "swin", "patch": 1, "depths": [1, 1], "heads": [1], "window": 4}, "do not fit"),
     ({"kind": "swin", "patch": 2, "depths": [1, 1], "heads": [1, 2], "window": 4}, "windows of 4 patches do not fit"),
+    ({"kind": "vit_class_token", "patch": 3}, "8 pixels have no whole number of patches of 3"),
+    ({"kind": "vit_class_token", "patch": 4, "heads": 5}, "5 heads do not share 768 channels"),
 ])
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -107,7 +115,7 @@ def test_every_named_network_reads_images_of_its_profile():
     for name, (channels, side, features) in {"smoke": (1, 16, (32, 4)), "mini": (1, 16, (128, 4))}.items():
         for row, settings in parameters.named("architectures", "classifiers", name).items():
             shape = features if row == "diffusion_feature" else (channels, side)
-            settings = {key: value for key, value in settings.items() if key != "lr"}  # of its training
+            settings = {key: value for key, value in settings.items() if key not in ("lr", "steps")}  # of its training
             network = classifiers.make(settings, channels=shape[0], classes=100, image_size=shape[1]).eval()
             assert network(torch.zeros(2, shape[0], shape[1], shape[1])).shape == (2, 100)
 

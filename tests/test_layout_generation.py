@@ -99,7 +99,7 @@ def test_a_stopped_drawing_continues_and_ends_alike(autoencoder, monkeypatch):
 
 
 def test_a_stage_that_ended_well_leaves_no_drawings(autoencoder, monkeypatch):
-    stage = stage_scratch.new_id(paths.reports("smoke") / "14_model_evaluation.ipynb")
+    stage = stage_scratch.new_id(paths.reports("smoke") / "13_model_evaluation.ipynb")
     monkeypatch.setenv(stage_scratch.VARIABLE, stage)
     layout_generation.draw(tiny.layout_ldm(), autoencoder, tiny.layouts(), steps=2, seed=1)
     assert len(list((paths.scratch() / "layout_samples").iterdir())) == 1

@@ -41,7 +41,7 @@ def test_mini_data_are_described_once_and_loaded_again(tmp_path, digits):
     assert part.test.classes == tuple(UNSEEN) and set(part.held_out) < set(part.train.classes)
     assert not set(part.train.classes) & set(part.test.classes) and part.val.classes == part.held_out
     assert again.summary()[0]["train"] == 30
-    with pytest.raises(FileNotFoundError, match="15_vermouth_data"):
+    with pytest.raises(FileNotFoundError, match="14_vermouth_data"):
         vermouth_data.load("y")
 
 

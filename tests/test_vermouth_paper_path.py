@@ -50,7 +50,7 @@ def model(checkpoints, made):
     return {"noise": "ddpm", "folder": str(checkpoints / "sd"), "expert": "", "prompt": "", "attention": False,
             "expert_folder": str(checkpoints / "resnet"), "captioner": str(checkpoints / "blip"),
             "text": str(checkpoints / "clip"), "text_width": 12, "pooling": "projected", "cached": False,
-            "standardise": False, "bf16": False, "batch": BATCH}
+            "standardise": False, "bf16": False, "batch": BATCH, "workers": 1}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The three tasks over frozen features, on a handful of drawn images and untrained models."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
 
 MODEL = {"noise": "ddpm", "folder": "", "expert": "", "expert_folder": "", "prompt": "", "captioner": "",
          "attention": False, "text": "", "text_width": 16, "pooling": "projected", "cached": True, "standardise": True,
-         "bf16": False, "batch": 16}
+         "bf16": False, "batch": 16, "workers": 1}
 HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
         "batch_size": 8, "lr": 0.01, "weight_decay": 0.0}
 SOURCE = {"backbone": "dit", "t": 100, "group": "mid+up"}
@@ -132,6 +133,28 @@ def test_a_head_is_trained_once(bench, monkeypatch):
     same = [[all(map(torch.equal, a.state_dict().values(), b.state_dict().values())) for a, b in pairwise(part)]
             for part in (heads[:3], heads[3:])]
     assert same == [[True, False]] * 2
+
+
+def test_heads_trained_ahead_are_taken_over(bench, monkeypatch):
+    """In processes of their own; afterwards nothing is trained, and trials in processes give the same numbers."""
+    task = sketch_retrieval.SketchRetrieval(bench, bench.data.sketches["digits"], HEAD)
+    few = few_shot.FewShot(bench, bench.data.digits, HEAD)
+    monkeypatch.setattr(bench, "_heads", {})
+    monkeypatch.setitem(bench.model, "workers", 2)
+    bench.train_ahead([partial(task.train, SOURCE, seed) for seed in range(3)])
+    assert len(bench._heads) == 3
+    ahead = few_shot.repeat(few.u_head, SOURCE, [1, 2], 2, "x")
+    rows = sketch_retrieval.ablate(task, {"a": (SOURCE, {}), "b": (SOURCE, {"fusion": "add"})}, 2)
+    original = task_bench.train
+    monkeypatch.setattr(task_bench, "train", lambda *a, **k: pytest.fail("trained again"))
+    heads = [task.train(SOURCE, seed) for seed in range(2)]
+    assert rows["a"]["by_seed"] == pytest.approx(
+        [task.evaluate(task.embed(head, SOURCE, "test"), "test")["mAP"] for head in heads], abs=1e-3)
+    monkeypatch.setattr(task_bench, "train", original)
+    monkeypatch.setitem(bench.model, "workers", 1)
+    here = few_shot.repeat(few.u_head, SOURCE, [1, 2], 2, "x")
+    assert {k: v.shape for k, v in ahead.items()} == {1: (2, 20), 2: (2, 20)}
+    assert all((ahead[k] == here[k]).mean() > 0.9 for k in here)  # threads may round otherwise
 
 
 @pytest.mark.parametrize("kind", ["pyramid", "finest"])

@@ -1,0 +1,91 @@
+"""Independent small trainings side by side, each on one core.
+
+A small network gains little from a second core, whose threads wait for each other after every operation; two such
+networks, each on a core of its own, gain nearly all of it. The calls run in forked copies of this process, so they may
+be closures over models and images that were read before; what they return must be picklable (numbers, arrays).
+"""
+
+import multiprocessing
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from dive_lib.progress import Progress, silent
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings") -> list:
+    """The results of all calls, in their order, `workers` at a time.
+
+    One worker is this process, with all its threads; several are copies of it with one thread each, whose results do
+    not depend on how many there are. A process that uses a GPU cannot be copied: give its calls one worker. Raises
+    RuntimeError with a call's traceback.
+    """
+    if workers < 1:
+        raise ValueError(f"{label}: at least one worker is needed, got {workers}")
+    results: list = [None] * len(calls)
+    with Progress(len(calls), label, unit=unit) as progress:
+        if workers == 1:
+            for k, call in enumerate(calls):
+                with silent():
+                    results[k] = call()
+                progress.update()
+            return results
+        if torch.cuda.is_initialized():
+            raise RuntimeError(f"{label}: a process that uses a GPU cannot be copied; set workers to 1")
+        waiting, running = list(enumerate(calls)), {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    k, call = waiting.pop(0)
+                    process, answer = _start(call)
+                    running[answer] = k, process
+                for answer in wait(list(running)):
+                    k, process = running[answer]
+                    results[k] = _received(answer, label)
+                    process.join()
+                    del running[answer]
+                    progress.update()
+        finally:
+            for _, process in running.values():
+                process.terminate()
+                process.join()
+    return results
+
+
+def _start(call: Callable[[], Any]) -> tuple[multiprocessing.Process, Connection]:
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(call, there), daemon=True)
+    with warnings.catch_warnings():  # newer Pythons warn of threads, such as a notebook's; the copy starts none of them
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    there.close()
+    return process, here
+
+
+def _run(call: Callable[[], Any], answer: Connection) -> None:
+    torch.set_num_threads(1)
+    try:
+        with silent(), threadpool_limits(1):
+            result = True, call()
+    except BaseException:
+        result = False, traceback.format_exc()
+    answer.send(result)
+    answer.close()
+
+
+def _received(answer: Connection, label: str) -> Any:
+    try:
+        well, result = answer.recv()
+    except EOFError:
+        raise RuntimeError(f"{label}: a process ended without an answer; it was killed, perhaps for lack of memory"
+                           ) from None
+    finally:
+        answer.close()
+    if not well:
+        raise RuntimeError(f"{label} failed:\n{result}")
+    return result

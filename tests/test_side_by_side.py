@@ -1,0 +1,73 @@
+"""Calls in forked copies: the same results in any number of processes, and errors that tell what happened."""
+
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from dive_lib.side_by_side import side_by_side
+
+
+def learn(seed: int) -> np.ndarray:
+    """A few steps of a small network, with a backward pass."""
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+    return model.weight.detach().numpy()
+
+
+def test_networks_trained_in_copies_are_those_trained_here():
+    calls, threads = [partial(learn, k) for k in range(4)], torch.get_num_threads()
+    copies = side_by_side(calls, 2, "x")
+    try:
+        torch.set_num_threads(1)
+        here = side_by_side(calls, 1, "x")
+        again = side_by_side(calls, 3, "x")  # from a process that has trained
+    finally:
+        torch.set_num_threads(threads)
+    assert all((a == b).all() and (b == c).all() for a, b, c in zip(copies, here, again))
+
+
+def test_results_come_in_order_and_processes_are_copies():
+    calls = [lambda k=k: (k, os.getpid()) for k in range(5)]
+    results = side_by_side(calls, 2, "x")
+    assert [k for k, _ in results] == list(range(5))
+    assert len({pid for _, pid in results}) == 5 and os.getpid() not in {pid for _, pid in results}
+    assert side_by_side(calls, 1, "x") == [(k, os.getpid()) for k in range(5)]
+    assert side_by_side([], 2, "x") == []
+
+
+def test_each_process_has_one_thread():
+    assert side_by_side([torch.get_num_threads] * 2, 2, "x") == [1, 1]
+
+
+def test_an_error_is_told_with_its_traceback():
+    def fail():
+        raise ValueError("no such digit")
+
+    with pytest.raises(RuntimeError, match="(?s)heads failed.*no such digit"):
+        side_by_side([fail, lambda: 1], 2, "heads")
+
+
+def test_a_killed_process_is_told():
+    with pytest.raises(RuntimeError, match="heads: a process ended without an answer"):
+        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)], 2, "heads")
+
+
+def test_no_worker_is_refused():
+    with pytest.raises(ValueError, match="at least one worker"):
+        side_by_side([lambda: 1], 0, "heads")
+
+
+def test_a_process_that_uses_a_gpu_is_not_copied(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="heads: a process that uses a GPU cannot be copied; set workers to 1"):
+        side_by_side([lambda: 1], 2, "heads")
+    assert side_by_side([lambda: 1], 1, "heads") == [1]
