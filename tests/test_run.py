@@ -144,6 +144,18 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.05)
 
 
+def test_kernels_keep_the_memory_of_tensors(tmp_path, monkeypatch):
+    """The same values as `make lab` has; the caller's environment comes back."""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with run._environment(tmp_path / "progress.txt", "stage"):
+        own = {name: os.environ[name] for name in names}
+    assert not any(name in os.environ for name in names)
+    makefile = (paths.ROOT / "Makefile").read_text()
+    assert all(f"export {name} := {value}\n" in makefile for name, value in own.items()) and len(own) == 2
+
+
 def test_scrub():
     root, home = str(paths.ROOT), str(Path.home())
     assert run.scrub(f'File "{root}/dive_lib/x.py", in {root}') == 'File "dive_lib/x.py", in .'
