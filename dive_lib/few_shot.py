@@ -94,7 +94,8 @@ def tuned_on(sets: Mapping[str, FewShot]) -> FewShot:
 
 def compare(trial: Callable, candidates: Sequence[Mapping], shots: int, draws: int, label: str,
             split: str = "val") -> list[dict]:
-    """Candidates with their accuracy on validation images, in percent, best first. trial: u_head or linear_probe."""
+    """Candidates with their accuracy on validation images, in percent, best first. trial: a FewShot's u_head or
+    linear_probe."""
     def accuracies(own: Sequence[Mapping]) -> list[dict]:
         return [{**candidate, "accuracy": round(float(np.mean(
             [100 * float(trial(candidate, shots, draw, split).mean()) for draw in range(draws)])), 4)}
@@ -110,10 +111,12 @@ def compare(trial: Callable, candidates: Sequence[Mapping], shots: int, draws: i
 
 
 def repeat(trial: Callable, source: Mapping, shots: Sequence[int], draws: int, label: str, **changed) -> dict:
-    """{shots: (draws, n) bool} on test images."""
+    """{shots: (draws, n) bool} on test images. trial: a FewShot's u_head, linear_probe or from_scratch."""
     task = trial.__self__
     if "backbone" in source and task.bench.cache is not None:  # read once, before processes take their copies
         task.bench.scales(task.part.test, source, task.part.train)
+        for split in ("train", "test") if "side" in source else ():
+            task._flat(source, split)
     rows = side_by_side([partial(trial, source, count, draw, **changed) for count in shots for draw in range(draws)],
                         task.bench.workers, label, unit="trials")
     return {count: np.stack(rows[k * draws:(k + 1) * draws]) for k, count in enumerate(shots)}

@@ -144,6 +144,10 @@ def test_heads_trained_ahead_are_taken_over(bench, monkeypatch):
     bench.train_ahead([partial(task.train, SOURCE, seed) for seed in range(3)])
     assert len(bench._heads) == 3
     ahead = few_shot.repeat(few.u_head, SOURCE, [1, 2], 2, "x")
+    probe = {"backbone": "dit", "t": 100, "group": "mid+up", "side": 1, "strength": 0.1}
+    probed = few_shot.repeat(few.linear_probe, probe, [2], 2, "x")
+    assert len(few._pooled) == 2  # pooled here, not in each process again
+    assert (probed[2] == [few.linear_probe(probe, 2, draw) for draw in range(2)]).all()
     rows = sketch_retrieval.ablate(task, {"a": (SOURCE, {}), "b": (SOURCE, {"fusion": "add"})}, 2)
     original = task_bench.train
     monkeypatch.setattr(task_bench, "train", lambda *a, **k: pytest.fail("trained again"))
