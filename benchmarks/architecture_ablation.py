@@ -83,7 +83,7 @@ def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: F
     """Trains a variant. settings: the profile's group `layout_ldm`."""
     variant = VARIANTS[name]
     config = TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"],
-                            bf16=settings["bf16"], seed=settings["seed"], **settings["optimiser"])
+                            seed=settings["seed"], **settings["optimiser"])
     began = time.perf_counter()
     model, losses = layout_training.obtain(
         data, autoencoder, architecture(variant, settings["architecture"]), config, label=name, kind=settings["loss"],

@@ -94,7 +94,8 @@ def ablate(task: SketchRetrieval, changes: Mapping[str, tuple[Mapping, Mapping]]
 def mean_rows(rows: Sequence[Mapping]) -> dict:
     """The mean of the rows of several seeds, classes and bounds of intervals too; `by_seed` holds every mAP."""
     keys = ("mAP", "mAP_200", "AP_plain", "P_100")
-    lists = {key: [round(sum(values) / len(rows), 4) for values in zip(*(row[key] for row in rows))]
-             for key in ("mAP_ci95", "by_class")}
-    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}, **lists,
+    interval = [round(sum(bounds) / len(rows), 4) for bounds in zip(*(row["mAP_ci95"] for row in rows))]
+    by_class = {name: round(sum(row["by_class"][name] for row in rows) / len(rows), 4) for name in rows[0]["by_class"]}
+    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
+            "mAP_ci95": interval, "by_class": by_class,
             "by_seed": [row["mAP"] for row in rows]}

@@ -11,7 +11,7 @@ from dive_lib import paths
 
 MOST_CODE_CELLS = 22
 LONGEST_CELL = 30
-LONGEST_PARAMETERS_CELL = 12
+LONGEST_PARAMETERS_CELL = 10
 
 FORBIDDEN = {
     r"(?m)^\s*[!%]\s*(pip|conda|cd)\b|os\.chdir|subprocess": "environments and folders are not a notebook's business",
@@ -108,7 +108,7 @@ def test_the_checks_accept_a_good_notebook(tmp_path):
     ([*GOOD, 'x = 1 if profile == "mini" else 2'], "branch"),
     ([*GOOD, "\n".join(["x = 1"] * 31)], "31 lines"),
     (GOOD + ["x = 1"] * 21, "23 code cells"),
-    (["profile = 'smoke'\n" + "\n".join(f"a{n} = 1" for n in range(12))], "longer than 12"),
+    (["profile = 'smoke'\n" + "\n".join(f"a{n} = 1" for n in range(10))], "longer than 10"),
     ([*GOOD, "from tqdm.auto import tqdm"], "tqdm"),
     ([*GOOD, ""], "empty"),
 ])
