@@ -51,7 +51,8 @@ def run_cells(**second_model) -> dict:
     """The variables of the notebook after its class half."""
     names, (first, *rest) = {}, class_cells()
     exec(first, names)
-    names |= {"profile": "x", "samples": {"per_class": 2, "steps": 2, "inception_weights": ""}, "images": 4, "second_model": second_model}
+    samples = {"per_class": 2, "steps": 2, "inception_weights": ""}
+    names |= {"profile": "x", "samples": samples, "images": 4, "second_model": second_model}
     for source in rest:
         exec(source, names)
     return names
