@@ -41,7 +41,7 @@ CANDIDATES = {
     "larger_batches": {"inversion": {"steps": 68, "batch": 8}},
     "straight_through_for_local's_cost": {"inversion": {"steps": 235}},
     "local": {"search": {}},
-    "local_one_round": {"search": {"rounds": 1}},
+    "local_two_rounds": {"search": {"rounds": 2}},
     "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"rounds": 1}},
 }
 
