@@ -75,3 +75,13 @@ def fingerprint(*parts) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def architecture(network: torch.nn.Module) -> list:
+    """Of every module its name, kind and plain settings, for `fingerprint`: weights do not tell heads or groups."""
+    def plain(value) -> bool:
+        return isinstance(value, (bool, int, float, str)) or isinstance(value, tuple) and all(map(plain, value))
+
+    return [[name, type(module).__name__, {key: value for key, value in vars(module).items()
+                                           if key[0] != "_" and key != "training" and plain(value)}]
+            for name, module in network.named_modules()]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dive_lib import glyphs, paths, scenes
+from dive_lib.checkpoint import fingerprint
 from dive_lib.coco import CocoLayouts, read_split
 from dive_lib.files import read_json, write_json
 from dive_lib.layout import LayoutGrid
@@ -74,8 +75,14 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
     tunable = set(ids["val"]) - (set(subsets["evaluation"]) if names["val"] == names["test"] else set())
     subsets["tuning"] = subset_ids(sorted(tunable), min(tuning, len(tunable)), seed)
     grid = LayoutGrid(train.categories.names, image_size, bins, slots)
-    write_json(paths.runs(profile) / "dataset.json",
-               {"root": paths.shorten(root), "names": names, "grid": grid.to_dict(), "subsets": subsets})
+    described = {"root": paths.shorten(root), "names": names, "grid": grid.to_dict(), "subsets": subsets}
+    own = paths.runs(profile) / "data"
+    if root != own:  # DVC expects that folder, and does not look into another one: its digest tells when it changed
+        own.mkdir(parents=True, exist_ok=True)
+        described["digests"] = {split: fingerprint(part.annotation_file, [(image.path.name, image.path.stat().st_size)
+                                                                          for image in part.images])
+                                for split, part in splits.items()}
+    write_json(paths.runs(profile) / "dataset.json", described)
     layouts = {split: CocoLayouts(splits[split], image_size, slots) for split in SPLITS}
     return Dataset(root, names, grid, **layouts, subsets=subsets)
 

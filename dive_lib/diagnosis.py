@@ -139,20 +139,22 @@ def class_from_gradient(objective: Objective, latents: torch.Tensor, truth: torc
     rely on it. A row for each replacement with the share of images in which the true class has the lowest first-order
     loss (`gradient`) and the lowest loss when every class is evaluated on the same pairs (`evaluation`).
     """
-    ldm, rows, first = objective.ldm, torch.arange(len(truth)), _first_objects(truth, objective.ldm.grid)
-    right, table = truth[rows, first, 0], ldm.vocabulary.class_table.detach()[:-1]
+    truth, ldm, rows = truth.cpu(), objective.ldm, torch.arange(len(truth))
+    first, table = _first_objects(truth, ldm.grid), ldm.vocabulary.class_table.detach()[:-1]
+    right = truth[rows, first, 0].to(table.device)
 
     def replaced(classes):
         tokens = truth.clone()
         tokens[rows, first, 0] = classes
-        return tokens
+        return tokens.to(table.device)
 
     def share(scores):  # (B, classes), the lowest is the guess
         return (scores.argmin(1) == right).float().mean().item()
 
     losses = [objective.evaluate(latents, replaced(b), pairs, prior=False) for b in range(len(table))]
     table_rows = []
-    for name, tokens in {"none": replaced(len(table)), "another": wrong_class(truth, ldm.grid, generator)}.items():
+    another = wrong_class(truth, ldm.grid, generator).to(table.device)
+    for name, tokens in {"none": replaced(len(table)), "another": another}.items():
         scores = []
         for k in range(len(truth)):
             v = ldm.vocabulary(tokens[k:k + 1]).detach().requires_grad_()

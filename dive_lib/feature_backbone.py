@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from dive_lib.checkpoint import fingerprint
+from dive_lib.checkpoint import architecture, fingerprint
 
 
 class FeatureBackbone:
@@ -24,8 +24,8 @@ class FeatureBackbone:
 
     @functools.cached_property
     def weights(self) -> str:
-        """Hash of all weights."""
-        return fingerprint(*self.network.state_dict().values())
+        """Hash of the architecture and all weights."""
+        return fingerprint(architecture(self.network), *self.network.state_dict().values())
 
     @property
     def identity(self) -> dict:

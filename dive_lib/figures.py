@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.colors import LinearSegmentedColormap
@@ -41,8 +42,14 @@ STYLE = sns.axes_style("ticks") | sns.plotting_context("notebook") | {
 
 
 def style() -> None:
-    """Sets the style for what a notebook draws by itself."""
+    """Sets the style for what a notebook draws by itself, and the numbers of its tables (`table_number`)."""
     mpl.rcParams.update(STYLE)
+    pd.options.display.float_format = table_number
+
+
+def table_number(value: float) -> str:
+    """A number in a table: one decimal, or three digits of what is less than 1."""
+    return f"{value:,.1f}" if not 0 < abs(value) < 1 else f"{value:.3g}"
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -224,9 +231,9 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
         x = 100 * row["saving"]
         if row.get("AP_ci95"):
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
-        axis.annotate(row["patience"] if row["saving"] else "no stopping", (x, row["AP"]), (6, 6),
-                      textcoords="offset points")
-    axis.margins(x=0.08)
+        label, offset, side = (row["patience"], 6, "left") if row["saving"] else ("no stopping", -8, "right")
+        axis.annotate(label, (x, row["AP"]), (offset, 6), textcoords="offset points", ha=side)
+    axis.margins(x=0.2)
     axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None))
     return figure
 

@@ -88,18 +88,24 @@ def collect(directory: Path | str) -> list[dict]:
 
 def run_shard(directory: Path | str, runner: type[Runner], shard: int = 0, shards: int = 1,
               report: Callable[[int], None] = lambda count: None) -> None:
-    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each."""
+    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each.
+
+    Batches are those of an uninterrupted run: one of which some are missing is computed whole, since rounding depends
+    on which images share it, so a continued run ends with the same bytes.
+    """
     directory = Path(directory)
     spec = read_json(directory / "spec.json")
-    todo = [i for i in spec["image_ids"][shard::shards] if not _path(directory, i).exists()]
-    if not todo:
+    own = spec["image_ids"][shard::shards]
+    if all(_path(directory, i).exists() for i in own):
         return
     prepared = runner(spec)
-    for start in range(0, len(todo), spec["batch"]):
-        part = [i for i in todo[start:start + spec["batch"]] if not _path(directory, i).exists()]  # by another machine
-        for result in prepared.results(part) if part else ():
-            write_json(_path(directory, result["image_id"]), result)
-            report(1)
+    for start in range(0, len(own), spec["batch"]):
+        part = own[start:start + spec["batch"]]
+        missing = {i for i in part if not _path(directory, i).exists()}  # asked now: another machine may have done it
+        for result in prepared.results(part) if missing else ():
+            if result["image_id"] in missing:
+                write_json(_path(directory, result["image_id"]), result)
+                report(1)
 
 
 def command(runner: type[Runner]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from dive_lib import paths
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.coco import CocoLayouts
 from dive_lib.first_stage import FirstStage
@@ -15,11 +16,11 @@ def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Pat
                    shard: int = 4096, label: str = "latents") -> torch.Tensor:
     """(n, 4, h, w) standardised latents of all images of a split, in its order.
 
-    Written in shards of `shard` images under a name made of the first stage's weights and the list of images, so
-    that a stopped run continues and another first stage or split never meets an old cache.
+    Written in shards of `shard` images under a name made of the first stage's weights and the images' ids, files and
+    sizes, so that a stopped run continues and another first stage, split or folder never meets an old cache.
     """
-    identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size,
-                           [layouts.image_id(i) for i in range(len(layouts))])
+    images = [(image.id, paths.shorten(image.path), image.path.stat().st_size) for image in layouts.split.images]
+    identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size, images)
     device = first_stage.latent_mean.device
     parts = []
     with Progress(len(layouts), label, unit="images") as progress:

@@ -19,6 +19,7 @@ import torch
 
 from dive_lib.inversion import Inverted, InversionConfig
 from dive_lib.layout import illegal_boxes
+from dive_lib.memo import state_key
 from dive_lib.objective import Objective, Pairs
 from dive_lib.progress import Progress
 from dive_lib.schedule import evenly_spaced
@@ -118,7 +119,8 @@ class LocalSearch:
         self.none = self.grid.none_tokens.to(latents.device)
         self.proposals = proposals.to(latents.device)
         self.side = latents.shape[-1]
-        self.evaluations = [0] * len(latents)
+        self.evaluations, self.reused = [0] * len(latents), [0] * len(latents)
+        self.known, self.known_on = [], None  # error maps by image and layout, on the latest pairs
         self.tokens = self.grid.empty(len(latents)).to(latents.device)
 
     def run(self, label: str = "search") -> list[Inverted]:
@@ -126,19 +128,22 @@ class LocalSearch:
         with Progress(config.rounds, label) as progress:
             for k in range(config.rounds):
                 self.propose(self.pairs(config.proposal_pairs, 10 * k + 1, coarse=True))
+                pairs = self.pairs(config.refine_pairs, 10 * k + 2, coarse=True)
                 for px in config.steps_px:
-                    self.refine(self.pairs(config.refine_pairs, 10 * k + 2, coarse=True), px)
+                    self.refine(pairs, px)
                 self.classify(self.pairs(config.class_pairs, 10 * k + 3))
+                pairs = self.pairs(config.refine_pairs, 10 * k + 4)
                 for px in config.polish_px:
-                    self.refine(self.pairs(config.refine_pairs, 10 * k + 4), px)
+                    self.refine(pairs, px)
                 self.prune(self.pairs(config.class_pairs, 10 * k + 5))
                 progress.update()
-        self.classify(self.pairs(config.monitor_pairs, 6))
-        self.prune(self.pairs(config.monitor_pairs, 6))
+        pairs = self.pairs(config.monitor_pairs, 6)
+        self.classify(pairs)
+        self.prune(pairs)
         results = []
         for image, tokens in enumerate(self.tokens.cpu()):
             result = Inverted(tokens, tokens, convergence_step=config.rounds)
-            result.cost.forward = self.evaluations[image]
+            result.cost.forward, result.cost.reused = self.evaluations[image], self.reused[image]
             results.append(result)
         return results
 
@@ -150,14 +155,26 @@ class LocalSearch:
         return Pairs.draw(self.objective.ldm, t, generator, prior=False)
 
     def maps(self, candidates: torch.Tensor, pairs: Pairs, images: torch.Tensor | None = None) -> torch.Tensor:
-        """Error maps (I, C, h, w) of candidate layouts (I, C, N, 5), in units of the mean loss per cell."""
+        """Error maps (I, C, h, w) of candidate layouts (I, C, N, 5), in units of the mean loss per cell.
+
+        A layout whose map on these pairs is known is not evaluated again: the unmoved one of a second pass, say.
+        """
         images = torch.arange(len(candidates)) if images is None else images
-        count = candidates.shape[1]
-        for image in images.tolist():
-            self.evaluations[image] += count * len(pairs)
-        latents = self.latents[images].repeat_interleave(count, 0)
-        maps = self.objective.error_maps(latents, candidates.flatten(0, 1), pairs)
-        return maps.view(len(images), count, self.side, self.side) / self.side**2
+        if pairs is not self.known_on:
+            self.known, self.known_on = [{} for _ in self.latents], pairs
+        keys = [[state_key(layout) for layout in own] for own in candidates.cpu()]
+        new = {(image, key): (row, column) for row, image in enumerate(images.tolist())
+               for column, key in enumerate(keys[row]) if key not in self.known[image]}
+        if new:
+            rows, columns = map(list, zip(*new.values()))
+            found = self.objective.error_maps(self.latents[images[rows]], candidates[rows, columns], pairs)
+            for (image, key), error_map in zip(new, found / self.side**2):
+                self.known[image][key] = error_map
+                self.evaluations[image] += len(pairs)
+        for row, image in enumerate(images.tolist()):
+            self.reused[image] += (len(keys[row]) - sum(owner == image for owner, _ in new)) * len(pairs)
+        return torch.stack([torch.stack([self.known[image][key] for key in own])
+                            for image, own in zip(images.tolist(), keys)])
 
     @property
     def present(self) -> torch.Tensor:
@@ -188,7 +205,7 @@ class LocalSearch:
         meets = overlap(self.proposals, self.proposals) > 0.4
         for row, i in enumerate(images.tolist()):
             taken = self.tokens[i, self.present[i], 1:]
-            allowed = torch.ones(len(self.proposals), dtype=torch.bool)
+            allowed = torch.ones(len(self.proposals), dtype=torch.bool, device=self.proposals.device)
             if len(taken):
                 allowed &= (overlap(self.proposals, taken) < 0.4).all(1)
             for place in range(slots - len(taken)):

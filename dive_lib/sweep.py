@@ -32,6 +32,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from dive_lib import parameters, paths, run
 from dive_lib.files import read_json, write_csv, write_json
 
@@ -68,7 +70,7 @@ def sweep(notebook: str | Path, profile: str, grid: dict[str, list[str]], metric
             print(f"{notebook.stem} ({profile}) {number}/{len(points)}: {label} is done", file=sys.stderr)
         else:
             print(f"{notebook.stem} ({profile}) {number}/{len(points)}: {label}", file=sys.stderr, flush=True)
-            with _own_folders(folder, profile, upstream, parameters.group_name(notebook)):
+            with _own_folders(folder, profile, upstream, notebook):
                 run.run(notebook, profile, point)
                 found = read_json(paths.metrics(profile, metrics))
             write_json(done, {"key": key, "metrics": flatten(found)})
@@ -103,14 +105,30 @@ def source_state(notebook: Path, profile: str) -> str:
     return digest.hexdigest()
 
 
+def outputs(notebook: Path) -> set[str]:
+    """What a notebook's stage in dvc.yaml writes into runs/<profile>, such as "detection/dive"; its group at least."""
+    found, start = {parameters.group_name(notebook)}, "runs/${item}/"
+    for stage in YAML(typ="safe").load(paths.ROOT / "dvc.yaml")["stages"].values():
+        stage = stage.get("do", stage)
+        if f"notebooks/{notebook.name}" in stage["cmd"].split():
+            names = [name for entry in stage["outs"] for name in (entry if isinstance(entry, dict) else [entry])]
+            found |= {name.removeprefix(start) for name in names if name.startswith(start)}
+    return found
+
+
 @contextlib.contextmanager
-def _own_folders(folder: Path, profile: str, upstream: Path, group: str) -> Iterator[None]:
+def _own_folders(folder: Path, profile: str, upstream: Path, notebook: Path) -> Iterator[None]:
     """Make `paths.runs` and `paths.reports` point into `folder`, with links to what other stages wrote.
 
     Files are replaced atomically, so writing a linked file replaces the link; a linked folder is the profile's own.
     """
-    reports = paths.reports(profile)
-    _link(upstream.glob("*"), folder / "runs" / profile, leave={group, "sweeps"})
+    reports, group = paths.reports(profile), parameters.group_name(notebook)
+    own = outputs(notebook)
+    shared = {name.split("/")[0] for name in own if "/" in name}
+    _link(upstream.glob("*"), folder / "runs" / profile, leave={*own, *shared, "sweeps"})
+    for name in shared:
+        leave = {out.removeprefix(f"{name}/") for out in own}
+        _link((upstream / name).glob("*"), folder / "runs" / profile / name, leave)
     _link(reports.glob("*.[cj]s*"), folder / "reports" / profile, leave={"timings.json"})
     _link((reports / "metrics").glob("*.json"), folder / "reports" / profile / "metrics", leave={f"{group}.json"})
     before = {name: os.environ.get(name) for name in ("DIVE_RUNS", "DIVE_REPORTS")}
@@ -123,6 +141,8 @@ def _own_folders(folder: Path, profile: str, upstream: Path, group: str) -> Iter
 
 
 def _link(entries: Iterable[Path], into: Path, leave: set[str]) -> None:
+    if into.is_symlink():  # of another stage's folder, into which this one writes
+        into.unlink()
     into.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         link = into / entry.name

@@ -14,7 +14,7 @@ import torch
 from dive_lib import backbones, paths, vermouth_data
 from dive_lib.backbones import require
 from dive_lib.captions import Captioner, prompts
-from dive_lib.checkpoint import fingerprint
+from dive_lib.checkpoint import architecture, fingerprint
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.progress import silent
 from dive_lib.side_by_side import side_by_side
@@ -128,7 +128,7 @@ class Bench:
         first weights and `config` that determines the result. A table's reference row and the best of the settings
         that were compared are such heads.
         """
-        key = fingerprint(asdict(config), identity, type(head).__name__, *head.state_dict().values())
+        key = fingerprint(asdict(config), identity, architecture(head), *head.state_dict().values())
         if key not in self._heads:
             with silent():
                 train(head, loss_of, config, scratch=paths.scratch() / task, identity=key, label=task)

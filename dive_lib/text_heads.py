@@ -24,7 +24,8 @@ FINEST = 256  # published width of the finest scale
 
 
 class AdapterHead(nn.Module):
-    """The published baselines' head: mean over all places of every scale, C -> C/4 -> text space, no bias."""
+    """The published baselines' head: mean over all places of every scale, C -> C/4 -> text space, no bias. The
+    normalisation before it is ours: scales of different networks differ in size."""
 
     def __init__(self, channels: Sequence[int], embedding: int):
         super().__init__()

@@ -158,8 +158,7 @@ def _resume(path: Path, model, optimizer, parameters, average) -> list[float]:
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     for name, parameter in parameters.items():
         average[name].copy_(tensors[f"average.{name}"])
-        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(
-            parameter.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
-    if "generator" in tensors:  # states of stopped trainings from before it was saved have none, and need none
-        torch.set_rng_state(tensors["generator"])
+        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+                                      for key in ("step", "exp_avg", "exp_avg_sq")}  # of the fused AdamW, all of them
+    torch.set_rng_state(tensors["generator"])
     return tensors["losses"].tolist()

@@ -39,6 +39,21 @@ def spec(**changes):
     return detections.make_spec(**(settings | changes))
 
 
+def test_a_stopped_run_ends_with_the_same_bytes(world, monkeypatch):
+    """A batch of which one image is missing is computed whole: rounding depends on who shares it."""
+    folder = detections.prepare(world / "run", spec())
+    detections.run_shard(folder)
+    before = {r["image_id"]: r for r in detections.collect(folder)}
+    (folder / "000000000002.json").unlink()
+    asked = []
+    results = detections.Runner.results
+    monkeypatch.setattr(detections.Runner, "results", lambda self, ids: asked.append(ids) or results(self, ids))
+    detections.run_shard(folder)
+    after = {r["image_id"]: r for r in detections.collect(folder)}
+    assert asked == [[1, 2, 3, 4]]
+    assert before[1] == after[1] and before[2] | {"seconds": 0} == after[2] | {"seconds": 0}
+
+
 def test_shards_and_interruptions_change_nothing(world):
     whole = detections.prepare(world / "whole", spec())
     detections.run_shard(whole)

@@ -59,6 +59,9 @@ def variant(change):
     match change:
         case "weights":
             backbone = other_weights(backbone)
+        case "heads":  # an architecture's setting that no weight tells
+            attention = next(m for m in backbone.denoiser.modules() if type(m).__name__ == "Attention")
+            attention.heads = 1 + attention.heads % 2
         case "first stage":
             with torch.no_grad():
                 backbone.denoiser.first_stage.latent_mean.add_(0.1)
@@ -95,7 +98,7 @@ def variant(change):
     return backbone, pictures, keywords
 
 
-CHANGES = ["weights", "first stage", "mode", "seed", "draw", "inversion steps", "bf16", "schedule", "image",
+CHANGES = ["weights", "heads", "first stage", "mode", "seed", "draw", "inversion steps", "bf16", "schedule", "image",
            "order of images", "t", "walk", "stage", "cross-attention", "condition", "another condition", "side"]
 
 

@@ -64,6 +64,22 @@ def test_every_evaluation_is_counted():
     assert sum(r.cost.forward for r in results) == painter.cost.forward > 0
 
 
+def test_no_layout_is_evaluated_twice_on_the_same_pairs():
+    painter, seen = Painter(layouts(), latents(3)), set()
+    paint = painter.error_maps
+
+    def error_maps(own, tokens, pairs):
+        for latent, layout in zip(own, tokens):
+            key = (float(latent.sum()), layout.numpy().tobytes(), float(pairs.noise.sum()))
+            assert key not in seen
+            seen.add(key)
+        return paint(own, tokens, pairs)
+
+    painter.error_maps = error_maps
+    results = LocalSearch(painter, latents(3), CONFIG, BOXES).run()
+    assert all(r.cost.reused > 0 for r in results)
+
+
 def test_coverage_measures_area():
     cover = coverage(torch.tensor([4, 2, 8, 16]), side=8, bins=17, margin=0)
     assert cover.sum() == 2 * 7 and cover[1, 2] == 1 and cover[0, 2] == 0 and cover[3, 4] == 0

@@ -195,6 +195,24 @@ def test_sweep_gives_a_tidy_table_and_leaves_the_profile_alone(tmp_path, fake_ru
     assert not paths.metrics("large", "toy").exists()
 
 
+def test_a_sweep_leaves_all_that_its_stage_writes_alone(tmp_path, fake_runs, monkeypatch):
+    """Also what lies in the folder of another stage: 06_ablation writes into detection/."""
+    source = notebook(tmp_path, TOY)
+    monkeypatch.setattr(sweep, "outputs", lambda _: {"toy", "detection/without_prior", "prior_boxes"})
+    for name in ("detection/dive", "detection/without_prior", "prior_boxes"):
+        files.write_json(paths.runs("large") / name / "1.json", "the profile's own")
+    sweep.sweep(source, "large", {"steps": ["1"]})
+    own = paths.runs("large") / "sweeps" / source.stem / "steps=1" / "runs" / "large"
+    assert (own / "detection" / "dive").is_symlink() and not (own / "detection").is_symlink()
+    assert not (own / "detection" / "without_prior").exists() and not (own / "prior_boxes").exists()
+
+
+def test_what_a_stage_writes_is_read_from_dvc_yaml():
+    assert "detection/without_prior" in sweep.outputs(paths.ROOT / "notebooks" / "06_ablation.ipynb")
+    assert {"layout_prior", "layout_prior_boxes"} <= sweep.outputs(paths.ROOT / "notebooks" / "04_layout_prior.ipynb")
+    assert sweep.outputs(paths.ROOT / "elsewhere" / "09_mine.ipynb") == {"mine"}
+
+
 def test_sweep_continues_and_notices_changes(tmp_path, fake_runs):
     source = notebook(tmp_path, TOY)
     with pytest.raises(run.NotebookFailed):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle
 
-from dive_lib import dataset, glyphs, paths
+from dive_lib import dataset, glyphs, latents, parameters, paths
 from dive_lib.coco import read_split
 from dive_lib.files import read_json
+from dive_lib.first_stage import FirstStage
 from dive_lib.scenes import SIZE, SceneObject, caption, draw_layout, render, write_split
 
 
@@ -93,6 +95,29 @@ def test_data_set_is_described_once_and_loaded_again(tmp_path, monkeypatch):
     assert set(made.subsets["ablation"]) < set(made.subsets["evaluation"]) and len(made.subsets["tuning"]) == 3
     with pytest.raises(FileNotFoundError, match="01_data"):
         dataset.load("y")
+
+
+def test_a_folder_of_the_users_is_watched_and_dvc_finds_its_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data", lambda: glyphs.export(tmp_path / "digits"))
+    settings = {"image_size": 64, "bins": 33, "slots": 8, "strict": True, "evaluation": 1, "ablation": 1, "tuning": 1,
+                "seed": 0}
+    root, names = tmp_path / "scenes", {split: split for split in dataset.SPLITS}
+    found = []
+    for seed in (0, 1):
+        dataset.describe("x", dataset.make_scenes(root, {"train": 2, "val": 2, "test": 2}, seed=seed), names, **settings)
+        found.append(read_json(paths.runs("x") / "dataset.json")["digests"])
+    assert found[0].keys() == names.keys() and all(found[0][split] != found[1][split] for split in names)
+    assert (paths.runs("x") / "data").is_dir()
+
+
+def test_latents_of_another_split_are_never_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data", lambda: glyphs.export(tmp_path / "digits"))
+    root, names = dataset.make_scenes(tmp_path / "scenes", {split: 2 for split in dataset.SPLITS}, seed=0), dataset.SPLITS
+    data = dataset.describe("x", root, dict(zip(names, names)), image_size=64, bins=33, slots=8, strict=True,
+                            evaluation=1, ablation=1, tuning=1, seed=0)
+    model = FirstStage(**parameters.named("architectures", "first_stage", "tiny"))
+    one, other = (latents.cached_latents(model, part, tmp_path / "cache") for part in (data.val, data.test))
+    assert not torch.equal(one, other)
 
 
 def test_one_folder_for_validation_and_test_keeps_tuning_images_apart(tmp_path, monkeypatch):
