@@ -45,6 +45,7 @@ def style() -> None:
     """Sets the style for what a notebook draws by itself, and the numbers of its tables (`table_number`)."""
     mpl.rcParams.update(STYLE)
     pd.options.display.float_format = table_number
+    pd.options.display.precision = 1  # of the intervals in a table, which are lists
 
 
 def table_number(value: float) -> str:
