@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from dive_lib import (captions, class_data, classifiers, dit, expert, first_stage, image_encoder, layout_ldm, paths,
-                      stable_diffusion, text_targets)
+from dive_lib import (captions, class_data, class_models, classifiers, expert, first_stage, image_encoder, layout_ldm,
+                      paths, stable_diffusion, text_targets)
 from dive_lib.comparison_backbones import PixelFeatures, ResNetFeatures
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser, in_format_of, untrained_dit, untrained_layout_ldm
@@ -74,7 +74,7 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
         denoiser = LayoutDenoiser(untrained_layout_ldm(ldm) if name.startswith("untrained") else ldm,
                                   first_stage.load(runs / "first_stage"), name)
     else:
-        model = dit.load(runs / "dit")
+        model = class_models.load(runs / "dit")
         model = untrained_dit(model) if name.startswith("untrained") else model
         denoiser = DiTDenoiser(model, image_encoder.load(class_data.description(profile)["encoder"]), name)
     return DenoiserFeatures(denoiser.to(device), Noise(noise), bf16=bf16)

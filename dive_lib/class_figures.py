@@ -134,6 +134,7 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.scatter(*points.T, s=8, color=PALE)
         axis.plot(*way.T, color=BLUE, linewidth=1.2)
         axis.plot(*way[0], "o", color=BLUE, markersize=5)
+        axis.plot(*points[sorted(set(path["classes"]))].T, "o", markersize=4, color=INK)
         for c in {path["classes"][0], path["prediction"], path["label"]}:
             axis.annotate(classes[c], points[c], (0, 9), textcoords="offset points", fontsize=9, ha="center",
                           color=INK, fontweight="bold")

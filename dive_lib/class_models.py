@@ -3,11 +3,15 @@
 Both have one interface, that of `dit.DiT`, so that nothing else asks which of them is in use.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dive_lib import checkpoint, class_ldm, dit, paths
 from dive_lib.class_ldm import ClassLDM
+from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
 from dive_lib.dit import DiT
 
 ClassModel = DiT | ClassLDM
@@ -33,8 +37,28 @@ def make(classes: Sequence[str] | int, architecture: dict) -> ClassModel:
 def load(directory: Path | str) -> ClassModel:
     """Loads a model written by `checkpoint.save_model`, frozen: the one that its config.json describes."""
     config = checkpoint.load_config(directory)
-    model = kind_of(config)(**config)
+    try:
+        model = kind_of(config)(**config)
+    except ValueError as error:
+        raise ValueError(f"{paths.shorten(directory)}: {error}") from error
     return checkpoint.freeze(checkpoint.load_weights(directory, model))
+
+
+def with_classes(model: ClassModel, classes: Sequence[int]) -> ClassModel:
+    """The same frozen network with some of its classes only, in the given order, and the null class.
+
+    Numbers beyond the model's own classes stand for strangers (`ClassVocabulary.strangers`), with which a vocabulary
+    may be larger than the one that was learned.
+    """
+    known = len(model.grid.classes)
+    part = copy.copy(model)
+    part._modules = dict(model._modules)  # all but the vocabulary is shared
+    part.grid = ClassGrid([model.grid.classes[c] if c < known else f"stranger {c - known}" for c in classes])
+    part.vocabulary = ClassVocabulary(part.grid, model.vocabulary.width)
+    table = model.vocabulary.class_table.detach()
+    rows = torch.cat([table[:-1], model.vocabulary.strangers(max([*classes, known]) - known + 1), table[-1:]])
+    part.vocabulary.class_table.data = rows[[*classes, -1]].clone()
+    return checkpoint.freeze(part)
 
 
 def load_published(path: Path | str, architecture: dict, classes: Sequence[str] | None = None) -> ClassModel:

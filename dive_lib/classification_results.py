@@ -110,7 +110,7 @@ def restricted(enumeration: list[dict], classes: Sequence[int]) -> list[dict]:
 
 def nested_classes(total: int, counts: Sequence[int], seed: int) -> dict[int, list[int]]:
     """Sets of so many classes, each part of the next, in rising order; beyond `total` come strangers
-    (`dit.with_classes`)."""
+    (`class_models.with_classes`)."""
     order = np.random.RandomState(seed).permutation(total).tolist()
     if not counts or min(counts) < 2:
         raise ValueError(f"numbers of classes must be at least 2, got {list(counts)}")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from dive_lib import checkpoint, class_models, dit, image_encoder, image_runs, paths
+from dive_lib import checkpoint, class_models, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
 from dive_lib.class_images import ClassImages, read_split
 from dive_lib.diffusion_classifier import (Classified, Elimination, antithetic_pairs, class_errors, eliminate,
@@ -117,7 +117,7 @@ class Runner:
         self.encoder = image_encoder.load(spec["encoder"]).to(device())
         model = class_models.load(paths.ROOT / spec["model"]).to(device())
         self.classes = spec["classes"] or list(range(len(model.grid.classes)))
-        self.objective = Objective(dit.with_classes(model, spec["classes"]) if spec["classes"] else model)
+        self.objective = Objective(class_models.with_classes(model, spec["classes"]) if spec["classes"] else model)
         settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
         if "lr_std" in settings:
             settings["lr"] = settings.pop("lr_std") * model.vocabulary.std

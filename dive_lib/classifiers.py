@@ -231,6 +231,9 @@ class DiffusionFeatures:
     class; a map (B, width, h, w) with a place for every patch."""
 
     def __init__(self, model: DiT, t: int, block: int):
+        blocks = len(model.transformer.transformer_blocks)
+        if not 0 <= block < blocks:
+            raise ValueError(f"feature.block: {block}; the DiT has the blocks 0 to {blocks - 1}")
         self.model, self.t = checkpoint.freeze(model), t
         self.block = model.transformer.transformer_blocks[block]
         self.noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,6 @@ embeddings of timestep and class, which diffusers repeats in every block, are co
 an embedding, since that is what DIVE optimises.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -114,29 +113,6 @@ def dit_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout
         return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
 
     return loss_of
-
-
-def with_classes(model: DiT, classes: Sequence[int]) -> DiT:
-    """The same frozen network with some of its classes only, in the given order, and the null class.
-
-    Numbers beyond the model's own classes stand for strangers (`ClassVocabulary.strangers`), with which a vocabulary
-    may be larger than the one that was learned.
-    """
-    known = len(model.grid.classes)
-    part = copy.copy(model)
-    part._modules = dict(model._modules)  # all but the vocabulary is shared
-    part.grid = ClassGrid([model.grid.classes[c] if c < known else f"stranger {c - known}" for c in classes])
-    part.vocabulary = ClassVocabulary(part.grid, model.vocabulary.width)
-    table = model.vocabulary.class_table.detach()
-    rows = torch.cat([table[:-1], model.vocabulary.strangers(max([*classes, known]) - known + 1), table[-1:]])
-    part.vocabulary.class_table.data = rows[[*classes, -1]].clone()
-    return checkpoint.freeze(part)
-
-
-def load(directory) -> DiT:
-    """Loads a DiT trained here, frozen."""
-    model = DiT(**checkpoint.load_config(directory))
-    return checkpoint.freeze(checkpoint.load_weights(directory, model))
 
 
 def load_published(directory: Path | str, classes: Sequence[str] | None = None) -> DiT:

@@ -7,6 +7,7 @@ differ from run to run. The README's tables stand between two markers and are ge
 """
 
 import argparse
+import functools
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -61,16 +62,16 @@ CLASSIFIERS = {
 and the paper's accuracy on 2000 images of ImageNet."""
 
 
-def update_metrics(path: str | os.PathLike, section: str, values: Mapping) -> dict:
+def update_metrics(path: str | os.PathLike, section: str, values: Mapping, *, digits: int = 4) -> dict:
     """Merges {section: values} into a metrics file, atomically, and returns the whole file's content.
 
-    section: a key, or keys joined by dots, such as "detection.dive". Floats are rounded to 4 decimals and
+    section: a key, or keys joined by dots, such as "detection.dive". Floats are rounded to `digits` decimals and
     keys sorted, so the order of the stages leaves no trace. Other sections stay; within the section,
     values replace those of the same key. Raises ValueError for NaN and infinity.
     """
     if not section or not all(section.split(".")):
         raise ValueError(f"{paths.shorten(path)}: section {section!r} is not a key or keys joined by dots")
-    update = _rounded(values)
+    update = _rounded(values, digits)
     for key in reversed(section.split(".")):
         update = {key: update}
     return merge_json(path, update)
@@ -84,7 +85,7 @@ def write_metrics(path: str | os.PathLike, sections: Mapping) -> None:
         update_metrics(path, name, values)
 
 
-update_timings = update_metrics
+update_timings = functools.partial(update_metrics, digits=6)
 """The same for `timings.json`: values are seconds, which differ from run to run and so stand apart."""
 
 
@@ -156,15 +157,19 @@ def classification_rows(metrics: Mapping) -> list[dict]:
 
 def classification_table(metrics: Mapping) -> str:
     """Table IV in Markdown from the content of metrics.json; empty without a row."""
-    header = ["method", "accuracy [95 % interval]", "images", "forward-equivalents per image",
-              "paper, ImageNet: accuracy"]
+    header = ["method", "accuracy [95 % interval]", "images", "enumeration's on these",
+              "forward-equivalents per image", "paper, ImageNet: accuracy"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for row in classification_rows(metrics):
+    rows = classification_rows(metrics)
+    most = max((row["n_images"] for row in rows), default=0)
+    for row in rows:
         low, high = row["accuracy_ci95"]
+        beside = f"{row['accuracy'] - row['difference']:.1f}" if row["n_images"] < most and "difference" in row else ""
         cost = f"{row['forward_equivalents']:,.0f}"
         cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
-        cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", cost, paper]
+        cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", beside, cost,
+                 paper]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
@@ -195,14 +200,14 @@ def _block(text: str, name: str) -> tuple[int, int]:
     return text.index(BEGIN) + len(BEGIN), text.index(END)
 
 
-def _rounded(value):
+def _rounded(value, digits: int):
     if isinstance(value, Mapping):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: _rounded(entry, digits) for key, entry in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_rounded(entry) for entry in value]
-    return round(value, 4) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
+        return [_rounded(entry, digits) for entry in value]
+    return round(value, digits) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
 
 
 def main(arguments: list[str] | None = None) -> None:

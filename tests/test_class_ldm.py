@@ -241,7 +241,7 @@ def test_inversion_enumeration_and_shortlist_run_on_it():
 
 def test_some_of_its_classes():
     model = small()
-    part = dit.with_classes(model, [3, 1])
+    part = class_models.with_classes(model, [3, 1])
     assert part.grid.classes == ("3", "1") and part.unet is model.unet
     assert torch.equal(part.vocabulary.class_table, model.vocabulary.class_table[[3, 1, 4]])
     z, t = latents(1), torch.tensor([300])

@@ -99,12 +99,15 @@ def test_table_4_shows_present_rows_beside_the_paper():
     metrics = {"classification": {
         "dive_exact": {"accuracy": 91.26, "accuracy_ci95": [88.0, 94.0], "n_images": 500,
                        "forward_equivalents": 1234.4},
+        "dive_text": {"accuracy": 91.0, "accuracy_ci95": [87.0, 95.0], "n_images": 200, "difference": 2.0,
+                      "forward_equivalents": 972},
         "resnet": {"accuracy": 95.0, "accuracy_ci95": [93.0, 97.0], "n_images": 500,
                    "forward_equivalents": 1}}}
     lines = report.classification_table(metrics).splitlines()
-    assert lines[2] == "| DIVE, exact reuse | **91.3** [88.0, 94.0] | 500 | 1,234 | \u2013 |"
-    assert lines[3].endswith("| **95.0** [93.0, 97.0] | 500 | 1 | 70.6 |") and len(lines) == 4
-    assert [row["key"] for row in report.classification_rows(metrics)] == ["dive_exact", "resnet"], "the others to come"
+    assert lines[2].endswith("| **91.0** [87.0, 95.0] | 200 | 89.0 | 972 | \u2013 |"), "of fewer images"
+    assert lines[3] == "| DIVE, exact reuse | **91.3** [88.0, 94.0] | 500 |  | 1,234 | \u2013 |"
+    assert lines[4].endswith("| **95.0** [93.0, 97.0] | 500 |  | 1 | 70.6 |") and len(lines) == 5
+    assert [row["key"] for row in report.classification_rows(metrics)] == ["dive_text", "dive_exact", "resnet"]
     assert report.classification_table({}) == "" and report.readme_tables({}) == report.results_table({})
     assert report.readme_tables(metrics).endswith(report.classification_table(metrics))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from dive_lib import class_data, classifications, dit, image_runs, parameters, stage_scratch
+from dive_lib import class_data, class_models, classifications, dit, image_runs, parameters, stage_scratch
 from dive_lib.checkpoint import freeze, save_model
 from dive_lib.gradient_shortlist import class_gradients, fit_reading
 from dive_lib.inversion import invert
@@ -112,7 +112,7 @@ def test_only_some_classes_are_possible(world, tmp_path):
 
 def test_the_restricted_model_shares_its_weights():
     model = freeze(dit.DiT(CLASSES, class_world.TRANSFORMER))
-    part = dit.with_classes(model, [4, 1])
+    part = class_models.with_classes(model, [4, 1])
     assert part.grid.classes == ("e", "b") and len(model.grid.classes) == 6
     assert torch.equal(part.vocabulary.class_table, model.vocabulary.class_table[[4, 1, 6]])
     assert part.transformer is model.transformer and model.vocabulary.class_table.shape[0] == 7
@@ -121,7 +121,7 @@ def test_the_restricted_model_shares_its_weights():
 def test_a_vocabulary_may_have_strangers(world, tmp_path):
     """Other entries are as they were, and those of strangers do not depend on how many there are."""
     model = freeze(dit.DiT(CLASSES, class_world.TRANSFORMER))
-    few, more = dit.with_classes(model, [*range(6), 6]), dit.with_classes(model, range(60))
+    few, more = class_models.with_classes(model, [*range(6), 6]), class_models.with_classes(model, range(60))
     assert few.grid.classes == (*CLASSES, "stranger 0") and more.vocabulary.class_table.shape[0] == 61
     own = model.vocabulary.class_table
     for part in (few, more):

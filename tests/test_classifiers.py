@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dive_lib import class_diagnosis, classifiers, comparison_backbones, dit, image_encoder, parameters
+from dive_lib import class_diagnosis, class_models, classifiers, comparison_backbones, image_encoder, parameters
 from dive_lib import synthetic_images
 from dive_lib.class_images import read_split
 from dive_lib.train import TrainingConfig
@@ -16,7 +16,7 @@ from tests import class_world
 @pytest.fixture
 def model(tmp_path):
     class_world.save_dit(tmp_path / "dit")
-    return dit.load(tmp_path / "dit")
+    return class_models.load(tmp_path / "dit")
 
 
 def toy(count=60):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import condition_probes, dataset, dit, image_encoder, layout_conditions, paths, probe_grid
+from dive_lib import class_models, condition_probes, dataset, image_encoder, layout_conditions, paths, probe_grid
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.denoisers import DiTDenoiser, LayoutDenoiser
 from dive_lib.feature_cache import FeatureCache
@@ -112,7 +112,7 @@ def test_a_class_models_own_images_under_each_condition(tmp_path, monkeypatch):
     numbers = of_classes(world, 1, side=2, seed=0)
     assert numbers.summary() == {"photos_train": 6, "photos_val": 12, "photos_test": 12}
     assert numbers.photos["train"].labels.tolist() == list(range(6)) and numbers.classes == class_world.CLASSES
-    model = DiTDenoiser(dit.load(tmp_path / "runs" / "dit"), image_encoder.load())
+    model = DiTDenoiser(class_models.load(tmp_path / "runs" / "dit"), image_encoder.load())
     backbone = DenoiserFeatures(model, Noise("ddim_inv"))
     made = condition_probes.label_features(backbone, 100, "block1", numbers, FeatureCache(tmp_path / "cache"))
     shapes = {kind: own["test"].shape for kind, own in made.items()}

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from dive_lib import checkpoint, dit
+from dive_lib import checkpoint, class_models, dit
 from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
 from dive_lib.schedule import NoiseSchedule
 from dive_lib.train import TrainingConfig, train
@@ -42,7 +42,7 @@ def test_gives_the_numbers_of_the_original(folder):
 def test_can_be_saved_as_a_model_of_our_own(folder, tmp_path):
     published = dit.load_published(folder / "transformer")
     checkpoint.save_model(tmp_path, published, published.config)
-    state, again = published.state_dict(), dit.load(tmp_path).state_dict()
+    state, again = published.state_dict(), class_models.load(tmp_path).state_dict()
     assert state.keys() == again.keys() and all(torch.equal(state[name], again[name]) for name in state)
 
 
@@ -151,7 +151,7 @@ def test_trains_survives_the_disk_and_samples(tmp_path):
     losses = train(model, loss_of, TrainingConfig(steps=30, lr=0.01, batch_size=8), scratch=tmp_path, identity="")
     assert losses[-1] < losses[0] and (model.vocabulary.class_table != before).any(1).all(), "the null class, too"
     checkpoint.save_model(tmp_path / "dit", model, model.config)
-    again = dit.load(tmp_path / "dit")
+    again = class_models.load(tmp_path / "dit")
     assert again.config == model.config and not any(p.requires_grad for p in again.parameters())
     tokens = again.grid.encode(torch.tensor([0, 1]))
     samples = [m.sample(tokens, torch.Generator().manual_seed(1), steps=3) for m in (model, again)]

@@ -104,7 +104,8 @@ def test_a_folder_of_the_users_is_watched_and_dvc_finds_its_output(tmp_path, mon
     root, names = tmp_path / "scenes", {split: split for split in dataset.SPLITS}
     found = []
     for seed in (0, 1):
-        dataset.describe("x", dataset.make_scenes(root, {"train": 2, "val": 2, "test": 2}, seed=seed), names, **settings)
+        dataset.make_scenes(root, {"train": 2, "val": 2, "test": 2}, seed=seed)
+        dataset.describe("x", root, names, **settings)
         found.append(read_json(paths.runs("x") / "dataset.json")["digests"])
     assert found[0].keys() == names.keys() and all(found[0][split] != found[1][split] for split in names)
     assert (paths.runs("x") / "data").is_dir()
@@ -112,9 +113,9 @@ def test_a_folder_of_the_users_is_watched_and_dvc_finds_its_output(tmp_path, mon
 
 def test_latents_of_another_split_are_never_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data", lambda: glyphs.export(tmp_path / "digits"))
-    root, names = dataset.make_scenes(tmp_path / "scenes", {split: 2 for split in dataset.SPLITS}, seed=0), dataset.SPLITS
-    data = dataset.describe("x", root, dict(zip(names, names)), image_size=64, bins=33, slots=8, strict=True,
-                            evaluation=1, ablation=1, tuning=1, seed=0)
+    root = dataset.make_scenes(tmp_path / "scenes", {split: 2 for split in dataset.SPLITS}, seed=0)
+    data = dataset.describe("x", root, {split: split for split in dataset.SPLITS}, image_size=64, bins=33, slots=8,
+                            strict=True, evaluation=1, ablation=1, tuning=1, seed=0)
     model = FirstStage(**parameters.named("architectures", "first_stage", "tiny"))
     one, other = (latents.cached_latents(model, part, tmp_path / "cache") for part in (data.val, data.test))
     assert not torch.equal(one, other)
