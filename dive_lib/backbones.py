@@ -20,7 +20,7 @@ from dive_lib.feature_noise import Noise
 
 EXPERTS = ("resnet18", "dino", "dinov2")
 NAMES = ("layout_ldm", "dit", "untrained_layout_ldm", "untrained_dit", "stable_diffusion", "untrained_stable_diffusion",
-         "pixels", "numbers_resnet", *EXPERTS)
+         "pixels", "numbers_resnet", "untrained_numbers_resnet", *EXPERTS)
 DOWNLOADS = {"stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURCE),
              "untrained_stable_diffusion": (stable_diffusion.FILES, stable_diffusion.SOURCE),
              **{name: (expert.FILES, expert.SOURCES[name]) for name in EXPERTS},
@@ -61,8 +61,9 @@ def load(profile: str, name: str, *, noise: str = "ddpm", folder: str = "", bf16
     runs, device = paths.runs(profile), first_stage.device()
     if name == "pixels":
         return PixelFeatures()
-    if name == "numbers_resnet":
-        return GreyResNetFeatures(classifiers.load(runs / "classifiers" / "resnet").to(device), side=16)
+    if name.endswith("numbers_resnet"):
+        network = classifiers.load(runs / "classifiers" / "resnet", trained=not name.startswith("untrained"))
+        return GreyResNetFeatures(network.to(device), side=16)
     if name in EXPERTS:
         found = expert.load(name, folder)
         found.network.to(device)

@@ -216,12 +216,15 @@ def make(settings: Mapping, *, channels: int, classes: int, image_size: int) -> 
     return KINDS[settings["kind"]](channels, classes, image_size, **options)
 
 
-def load(directory) -> nn.Module:
-    """Loads a network kept by `fit`, frozen; its configuration is what `make` was given."""
+def load(directory, *, trained: bool = True) -> nn.Module:
+    """Loads a network kept by `fit`, frozen; its configuration is what `make` was given. trained: with its weights;
+    otherwise with drawn ones, as a control."""
     config = checkpoint.load_config(directory)
     shape = {key: config.pop(key) for key in ("channels", "classes", "image_size")}
-    model = make(config, **shape)
-    if not isinstance(model, PretrainedClassifier):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make(config, **shape)
+    if trained and not isinstance(model, PretrainedClassifier):
         checkpoint.load_weights(directory, model)
     return checkpoint.freeze(model)
 

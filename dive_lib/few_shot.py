@@ -105,7 +105,8 @@ def compare(trial: Callable, candidates: Sequence[Mapping], shots: int, draws: i
     for candidate in candidates:
         groups.setdefault(tuple(candidate.get(key) for key in ("backbone", "t", "group", "side")), []).append(candidate)
     bench = trial.__self__.bench
-    rows = side_by_side([partial(accuracies, own) for own in groups.values()], bench.workers, label, unit="settings")
+    rows = side_by_side([partial(accuracies, own) for own in groups.values()], bench.workers, label,
+                        unit="sets of features")
     # The sort is stable: the first of equals wins.
     return sorted((row for part in rows for row in part), key=lambda row: -row["accuracy"])
 

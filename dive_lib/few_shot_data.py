@@ -73,9 +73,8 @@ def read(root: Path | str, name: str, image_size: int) -> FewShotSet:
 
 
 def draw_shots(labels: torch.Tensor, shots: int, seed: int) -> list[int]:
-    """Indices of `shots` images of every class; with one seed, those of fewer shots are among those of more.
-
-    Raises ValueError for a class with fewer images.
+    """Indices of `shots` images of every class of a training split; with one seed, those of fewer shots are among those
+    of more. Raises ValueError for a class with fewer images, of which only the number is known here.
     """
     rng = np.random.RandomState(seed)  # NumPy guarantees RandomState's stream for ever
     chosen = []

@@ -14,6 +14,7 @@ from dive_lib import probes
 from dive_lib.classification_results import bootstrap_interval, evaluate_correct, paired_difference
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import ProbeData
+from dive_lib.progress import Progress, silent
 from dive_lib.task_metrics import evaluate_segmentation
 
 GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
@@ -44,7 +45,13 @@ def measure(backbone, times: Sequence[int], data: ProbeData, cache: FeatureCache
             granularities: Sequence[str] = tuple(GRANULARITIES)) -> list[Cell]:
     """All cells of a backbone on validation images; one without time steps has the row of the first alone."""
     times = list(times) if hasattr(backbone, "noise") else list(times)[:1]
-    return [cell for t in times for name in granularities for cell in _MEASURES[name](backbone, t, data, cache)]
+    cells = []
+    with Progress(len(times), backbone.name, unit="time steps") as progress:
+        for t in times:
+            with silent():
+                cells += [cell for name in granularities for cell in _MEASURES[name](backbone, t, data, cache)]
+            progress.update()
+    return cells
 
 
 def best(cells: Sequence[Cell], granularity: str) -> Cell:

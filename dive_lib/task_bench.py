@@ -28,10 +28,10 @@ PROMPTS = ("", "constant", "blip")  # of `captions.KINDS` those that hold no lab
 
 class Bench:
     """model: {"noise": mode, "folder": of a downloaded denoiser, "expert", "prompt", "attention": see `given`,
-    "expert_folder", "captioner": folder of BLIP, "text": folder of CLIP or "" for attribute words, "text_width": of
-    these, "pooling": of CLIP, "cached": whether features are kept on disk and in memory, "standardise": see
-    `task_features`, "bf16": whether denoisers run in bfloat16, "batch": images per pass, "workers": heads that are
-    trained side by side, each on one core; 1 on a GPU}.
+    "expert_folders": by name, "captioner": folder of BLIP, "text": folder of CLIP or "" for attribute words,
+    "text_width": of these, "pooling": of CLIP, "cached": whether features are kept on disk and in memory,
+    "standardise": see `task_features`, "bf16": whether denoisers run in bfloat16, "batch": images per pass, "workers":
+    heads that are trained side by side, each on one core; 1 on a GPU}.
 
     backbones: names of those that will be asked for. Raises FileNotFoundError that lists every missing file of theirs
     and of CLIP, before anything is read.
@@ -70,7 +70,7 @@ class Bench:
         return self._backbones[name]
 
     def _folder(self, name: str) -> str:
-        return self.model["expert_folder"] if name in backbones.EXPERTS else self.model["folder"]
+        return self.model["expert_folders"].get(name, "") if name in backbones.EXPERTS else self.model["folder"]
 
     def scales(self, images, source: Mapping, like=None) -> Scales:
         """Features of images. source: {"backbone": name, "t": step, "group": of stages} and what `given` may have.

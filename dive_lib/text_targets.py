@@ -56,8 +56,8 @@ class AttributeWords:
 
 class ClipText:
     """CLIP's text tower. folder: absolute, or relative to the repository root. templates: with one {} for the name;
-    a class is the mean over them. pooling: "projected" (`text_embeds`; retrieval and segmentation) or "last_state"
-    (last hidden state at the end of the text; few-shot classification), as published.
+    a class is the mean over them. pooling: "projected" (`text_embeds`; published for retrieval) or "last_state" (last
+    hidden state at the end of the text; few-shot classification and segmentation).
 
     Raises FileNotFoundError and ValueError that name the file and what to download.
     """

@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 
-from dive_lib import stable_diffusion, stage_groups
+from dive_lib import captions, condition_probes, stable_diffusion, stage_groups
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.feature_noise import Noise
 from tests import stand_ins
+from tests.test_probes import probe_data
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,19 @@ def test_features_are_cached_by_their_texts(backbone, tmp_path):
     cache = FeatureCache(tmp_path, batch=1)
     first, second = (cache.features(backbone, images(), 200, ("mid",), condition=c) for c in (["a", "b"], ["a", "c"]))
     assert torch.equal(first["mid"][0], second["mid"][0]) and not torch.equal(first["mid"][1], second["mid"][1])
+
+
+def test_rows_of_prompts_mark_the_one_that_leaks(backbone, tmp_path):
+    """The prompts of 15_features on a text-to-image model, all kinds of which a network of captions is not needed."""
+    data, cache = probe_data(), FeatureCache(tmp_path)
+    kinds = [kind for kind in captions.KINDS if kind != "blip"]
+    texts = {kind: {split: captions.prompts(kind, part.images, names=[data.classes[k] for k in part.labels])
+                    for split, part in data.photos.items()} for kind in kinds}
+    made = condition_probes.text_features(backbone, 200, "mid", texts, data, cache)
+    rows = condition_probes.classification_rows(made, {s: p.labels for s, p in data.photos.items()}, 2, resamples=20,
+                                                seed=0)
+    assert list(rows) == kinds and set(captions.LEAKS) <= set(kinds)
+    assert not torch.equal(made["empty"]["test"], made["true_class"]["test"])
 
 
 @pytest.mark.parametrize("name", stable_diffusion.FILES)

@@ -48,9 +48,9 @@ def made(tmp_path_factory):
 def model(checkpoints, made):
     vermouth_data.describe("x", made, **SETTINGS)
     return {"noise": "ddpm", "folder": str(checkpoints / "sd"), "expert": "", "prompt": "", "attention": False,
-            "expert_folder": str(checkpoints / "resnet"), "captioner": str(checkpoints / "blip"),
-            "text": str(checkpoints / "clip"), "text_width": 12, "pooling": "projected", "cached": False,
-            "standardise": False, "bf16": False, "batch": BATCH, "workers": 1}
+            "expert_folders": {"resnet18": str(checkpoints / "resnet"), "dinov2": str(checkpoints / "dinov2")},
+            "captioner": str(checkpoints / "blip"), "text": str(checkpoints / "clip"), "text_width": 12,
+            "pooling": "projected", "cached": False, "standardise": False, "bf16": False, "batch": BATCH, "workers": 1}
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def test_a_network_from_scratch_does_not_keep_the_test_images(model, reads):
     assert not benches[0]._pixels and benches[1]._pixels and np.array_equal(*right)
 
 
-@pytest.mark.parametrize("expert, folder", [("resnet18", "resnet"), ("dinov2", "dinov2")])
-def test_sketches_find_photos(model, checkpoints, expert, folder):
-    bench = Bench("x", model | {"expert_folder": str(checkpoints / folder)}, backbones=["stable_diffusion", expert])
+@pytest.mark.parametrize("expert", ["resnet18", "dinov2"])
+def test_sketches_find_photos(model, expert):
+    bench = Bench("x", model, backbones=["stable_diffusion", expert])
     part, source = bench.data.sketches["digits"], SOURCE | {"expert": expert}
     task = sketch_retrieval.SketchRetrieval(bench, part, HEAD | {"fusion": "tiny"})
     head = task.train(source, 0, without=part.held_out)
@@ -145,7 +145,7 @@ def test_raw_pixels_of_many_images_are_read_in_batches(model, reads):
 
 
 def test_missing_downloads_are_named_before_anything_is_read(model, tmp_path):
-    missing = model | {"folder": str(tmp_path / "sd"), "expert_folder": str(tmp_path / "resnet"),
+    missing = model | {"folder": str(tmp_path / "sd"), "expert_folders": {"resnet18": str(tmp_path / "resnet")},
                        "text": str(tmp_path / "clip")}
     with pytest.raises(FileNotFoundError, match="(?s)stable_diffusion: download.*resnet18: download.*clip: download"):
         Bench("unknown", missing, backbones=["stable_diffusion", "resnet18", "pixels"])

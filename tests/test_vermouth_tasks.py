@@ -18,7 +18,8 @@ from dive_lib.task_features import Scales
 from tests import tiny
 from tests.test_vermouth_data import COUNTS, SETTINGS, UNSEEN
 
-MODEL = {"noise": "ddpm", "folder": "", "expert": "", "expert_folder": "", "prompt": "", "captioner": "",
+MODEL = {"noise": "ddpm", "folder": "", "expert": "", "prompt": "", "captioner": "",
+         "expert_folders": {"resnet18": "", "dino": "", "dinov2": ""},
          "attention": False, "text": "", "text_width": 16, "pooling": "projected", "cached": True, "standardise": True,
          "bf16": False, "batch": 16, "workers": 1}
 HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
