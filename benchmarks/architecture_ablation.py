@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> dict:
     chosen = {"profile": options.profile, "steps": options.steps, "images": len(truth), "draws": options.draws,
               "training": settings, "variants": {name: VARIANTS[name] for name in options.only},
               "summary_range": SUMMARY}
-    return measure.save("architecture_ablation", chosen, rows, folder=options.out, gaps=gaps)
+    return measure.save("architecture_ablation", chosen, rows, arguments=measure.given(arguments), folder=options.out,
+                        gaps=gaps)
 
 
 def architecture(variant: dict, name: str) -> dict:

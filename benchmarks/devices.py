@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict:
         rows += [{"task": name} | row for row in device_rows(task)]
         settings[name] = {"images": len(task.ids), "images_at_once": task.runner.spec["batch"],
                           "inversion": vars(task.runner.config)}
-    return measure.save("devices", settings, rows, folder=options.out)
+    return measure.save("devices", settings, rows, arguments=measure.given(arguments), folder=options.out)
 
 
 def classification(profile: str, images: int) -> Task:

@@ -73,8 +73,8 @@ def main(arguments: list[str] | None = None) -> dict:
     settings = {"device": device, "size": size, "precisions": options.precisions, "modes": options.modes,
                 "images": options.images, "repeats": options.repeats, "pairs": SIZES[size]["pairs"],
                 "matrix": SIZES[size]["matrix"]}
-    return measure.save("full_size", settings, rows, folder=options.out, reduced=reduced, matrix_tflops=rates,
-                        paper_detection_tflops=PAPER_TFLOPS)
+    return measure.save("full_size", settings, rows, arguments=measure.given(arguments), folder=options.out,
+                        reduced=reduced, matrix_tflops=rates, paper_detection_tflops=PAPER_TFLOPS)
 
 
 def skipped(name: str, precision: str, mode: str, images: int, options: argparse.Namespace) -> str | None:

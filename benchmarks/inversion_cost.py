@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> dict:
     rows = loop_rows(runner.objective, latents, inversion, options)
     rows += gradient_rows(runner.objective, latents, InversionConfig(**inversion), options)
     chosen = {"profile": options.profile, "images": len(ids), "repeats": options.repeats, "inversion": inversion}
-    return measure.save("inversion_cost", chosen, rows, folder=options.out)
+    return measure.save("inversion_cost", chosen, rows, arguments=measure.given(arguments), folder=options.out)
 
 
 def load(profile: str, settings: dict, inversion: dict, images: int,

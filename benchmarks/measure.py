@@ -5,7 +5,9 @@ A result is one JSON file with the machine it was measured on, and the same rows
 
 import contextlib
 import io
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,9 +80,16 @@ def matrix_rate(side: int, dtype: torch.dtype, device: str, repeats: int = 10) -
     return 2 * side**3 / seconds(lambda: torch.mm(a, b, out=out), repeats=repeats, warmup=3, device=device) / 1e12
 
 
-def save(name: str, settings: dict, rows: list[dict], *, folder: Path | None = None, **facts) -> dict:
-    """Writes benchmarks/results/<name>.json and .md, prints the table and returns the content. facts: further keys."""
-    result = {"benchmark": name, "machine": provenance.machine(), "torch": torch.__version__,
+def given(arguments: list[str] | None) -> list[str]:
+    """What a benchmark was called with: `arguments`, or None for those of the command line."""
+    return sys.argv[1:] if arguments is None else list(arguments)
+
+
+def save(name: str, settings: dict, rows: list[dict], *, arguments: list[str], folder: Path | None = None,
+         **facts) -> dict:
+    """Writes benchmarks/results/<name>.json and .md, prints the table and returns the content. arguments: `given`.
+    facts: further keys; "reduced": whether the models were smaller than the papers'."""
+    result = {"benchmark": name, "arguments": arguments, "machine": provenance.machine(), "torch": torch.__version__,
               "threads": torch.get_num_threads(), **facts, "settings": settings, "rows": rows}
     write_json((folder or RESULTS) / f"{name}.json", result)
     write_text((folder or RESULTS) / f"{name}.md", page(result))
@@ -92,8 +101,10 @@ def page(result: dict) -> str:
     """A result as a markdown page: what it was measured on, how it is repeated, its rows."""
     machine = result["machine"]
     where = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
-    return (f"# {result['benchmark']}\n\nMeasured on {where}, PyTorch {result['torch']}; all settings are in "
-            f"`{result['benchmark']}.json`. Repeat it with `python -m benchmarks.{result['benchmark']}`.\n\n"
+    command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *result["arguments"]])
+    size = "**Of models of reduced size; it says nothing about the full ones.** " if result.get("reduced") else ""
+    return (f"# {result['benchmark']}\n\n{size}Measured on {where}, PyTorch {result['torch']}; all settings are in "
+            f"`{result['benchmark']}.json`. Repeat it with\n\n    {command}\n\n"
             f"{markdown(result['rows'])}\n")
 
 

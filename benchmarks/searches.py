@@ -39,7 +39,7 @@ CANDIDATES = {
     "smaller_rate_and_eps": {"inversion": {"lr": 0.1, "eps": 0.0003}},
     "two_restarts": {"inversion": {"steps": 68}, "seeds": [0, 1]},
     "larger_batches": {"inversion": {"steps": 68, "batch": 8}},
-    "straight_through_for_local's_cost": {"inversion": {"steps": 235}},
+    "straight_through_190_steps": {"inversion": {"steps": 190}},
     "local": {"search": {}},
     "local_two_rounds": {"search": {"rounds": 2}},
     "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"rounds": 1}},
@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> dict:
     settings = {"profile": options.profile, "subset": "tuning", "split": "val", "images": len(ids),
                 "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
     weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")
-    return measure.save("searches", settings, rows, folder=options.out, weights=weights)
+    return measure.save("searches", settings, rows, arguments=measure.given(arguments), folder=options.out,
+                        weights=weights)
 
 
 def specification(candidate: dict, seed: int, profile: str, data: dataset.Dataset, ids: list[int]) -> dict:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dive_lib.files import read_json
 from dive_lib.paths import shorten
 
 ROUNDING = 0.02

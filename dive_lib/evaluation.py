@@ -1,4 +1,4 @@
-"""Detection quality: COCO average precision, its bootstrap confidence intervals, and plain match counts.
+"""Detection quality: COCO average precision, and its bootstrap confidence intervals.
 
 Matching and average precision are those of pycocotools. A bootstrap over images needs the matching only once,
 since it happens within an image: a resample then is a set of weights, one per image, and
@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as boxes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -97,49 +96,6 @@ def paired_bootstrap(ground_truth: GroundTruth, detections_a: Detections, detect
         result[f"{name}_difference_mean"] = float(drawn.mean()) if len(drawn) else None
         result[f"{name}_difference_{_suffix(confidence)}"] = _interval(drawn, confidence)
     return result
-
-
-def match_summary(ground_truth: GroundTruth, detections: Detections, image_ids: Iterable[int],
-                  iou_threshold: float = 0.5) -> dict[str, int]:
-    """What became of objects and detections, without averaging over thresholds.
-
-    In each image the detections, best score first, take the free object of highest IoU if it reaches the
-    threshold, whatever its class. `localised` of the `objects` are taken, `class_right` of them by a
-    detection of their class; `missed` are not. Of the `detections`, `false_positives` take nothing,
-    `duplicates` of them because another one had the object, and `ignored` lie in a crowd.
-    """
-    content = _content(ground_truth)
-    ids = _checked_ids(content, image_ids)
-    annotations = _by_image(content["annotations"], ids)
-    results = _by_image(_checked(detections, content), ids)
-    counts = dict.fromkeys(("objects", "detections", "localised", "class_right", "missed", "false_positives",
-                            "duplicates", "ignored"), 0)
-    for image_id in ids:
-        truth = annotations[image_id]
-        crowd = np.array([bool(a.get("iscrowd", 0)) for a in truth], dtype=bool)
-        found = sorted(results[image_id], key=lambda d: -d["score"])
-        counts["objects"] += int((~crowd).sum())
-        counts["detections"] += len(found)
-        if not truth or not found:
-            counts["false_positives"] += len(found)
-            continue
-        iou = np.asarray(boxes.iou([list(map(float, d["bbox"])) for d in found],
-                                   [list(map(float, a["bbox"])) for a in truth], crowd.astype(int).tolist()))
-        taken = np.zeros(len(truth), dtype=bool)
-        for detection, overlap in zip(found, iou, strict=True):
-            free = np.where(taken | crowd, -1.0, overlap)
-            best = int(free.argmax())
-            if free[best] >= iou_threshold:
-                taken[best] = True
-                counts["class_right"] += detection["category_id"] == truth[best]["category_id"]
-            elif (overlap[crowd] >= iou_threshold).any():
-                counts["ignored"] += 1
-            else:
-                counts["false_positives"] += 1
-                counts["duplicates"] += bool((overlap[taken] >= iou_threshold).any())
-        counts["localised"] += int(taken.sum())
-    counts["missed"] = counts["objects"] - counts["localised"]
-    return counts
 
 
 def _content(ground_truth: GroundTruth) -> Mapping:

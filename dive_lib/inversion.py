@@ -234,7 +234,7 @@ class _Run:
         """Gradient of the mean image loss with respect to v (I, N, F, d), and the losses (I, batch).
 
         The denoiser's gradient is taken with respect to the context, per (image, pair), so that it can be kept;
-        the encoder, linear in it, is passed once per image.
+        the encoder's backward pass, linear in it, is done once per image.
         """
         context = self.ldm.context(v)
         total, losses = torch.zeros_like(context), torch.zeros(len(images), len(index))

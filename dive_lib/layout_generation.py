@@ -9,7 +9,7 @@ import torch
 from dive_lib import paths, stage_scratch
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.dataset import Dataset
-from dive_lib.first_stage import FirstStage, device
+from dive_lib.first_stage import FirstStage
 from dive_lib.latents import LayoutTokens, load_images
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.progress import Progress

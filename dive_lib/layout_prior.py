@@ -25,7 +25,7 @@ class LayoutPrior(nn.Module):
 
     grid, vocabulary: as the layout LDM's; the tables are copied in by `adopt` and frozen. width, layers, heads,
     head_width: of the transformer. fields: "all", "classes" or "boxes". unit_scale: divide the embeddings by
-    their standard deviation, so that signal and noise have equal scale at t = 0 (the paper does not say).
+    their standard deviation, so that signal and noise are of one scale (the paper does not say).
     object_tokens: one token per object in place of one per field, as in the small layout encoder.
     """
 

@@ -8,7 +8,6 @@ number, so there are a hundred classes that differ by shape alone. Written as Im
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dive_lib.class_images import write_image
 from dive_lib.glyphs import stretch

@@ -212,7 +212,7 @@ def training_scheme() -> Figure:
     image = _Box(axis, 0.1, 4.75, 1.5, 0.8, "image $x$", "data")
     encoder = _Box(axis, 2.2, 4.75, 1.7, 0.8, "first stage\nencoder", "frozen")
     noisy = _Box(axis, 4.5, 4.75, 2.0, 0.8, "noisy latent\n$z_t$", "plain")
-    unet = _Box(axis, 7.0, 3.35, 1.2, 2.2, "U-Net\n$\\epsilon_\\theta$", "trained")
+    _Box(axis, 7.0, 3.35, 1.2, 2.2, "U-Net\n$\\epsilon_\\theta$", "trained")
     loss = _Box(axis, 8.7, 4.75, 1.6, 0.8, "$\\|\\epsilon-\\epsilon_\\theta\\|^2$", "loss")
     layout = _Box(axis, 0.1, 3.35, 1.5, 0.8, "layout $y$", "data")
     table = _Box(axis, 2.2, 3.35, 1.7, 0.8, "vocabulary\n$v_\\theta(y)$", "trained")

@@ -35,7 +35,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from dive_lib import parameters, paths, provenance, stage_scratch
-from dive_lib.files import atomic_path, merge_json, write_text
+from dive_lib.files import merge_json, write_text
 from dive_lib.progress import LiveLine
 
 KERNEL = "python3"

@@ -104,7 +104,8 @@ def write_split(root: Path, split: str, glyphs: np.ndarray, labels: np.ndarray, 
     """Writes `count` scenes as <root>/<split>/*.png and <root>/annotations/{instances,captions}_<split>.json.
 
     glyphs (n, 8, 8) in [0, 1] and labels (n,) are those of this split alone. shares, covered: as the constants above.
-    Scene i depends only on them and on (seed, split, i). Returns the instances dictionary.
+    Scene i depends only on them and on (seed, split, i). An annotation's area is that of its box (COCO's: of its mask).
+    Returns the instances dictionary.
     """
     root = Path(root)
     (root / split).mkdir(parents=True, exist_ok=True)

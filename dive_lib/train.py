@@ -62,7 +62,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone.
     scratch: folder for the resume state (outside version control). identity: fingerprint of everything else that
     determines the result (data, architecture); together with `config` it decides whether a saved state is
-    continued. save_every: seconds between saves; it has no influence on the result. stop_after: end this
+    continued. save_every: least seconds between saves; it has no influence on the result. stop_after: end this
     call after so many steps, as an interruption would. keep_after: seconds; a training of a running stage that
     took so long, or that was continued, leaves its finished state there until the stage has ended well
     (`stage_scratch`), and called again it returns the same weights and losses at once. Others remove their state.
@@ -80,6 +80,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     resumed = len(losses)
     model.train()
     began = saved = time.monotonic()
+    pause = save_every
     with Progress(config.steps, label, start=resumed) as progress:
         for step in range(resumed, config.steps):
             for group in optimizer.param_groups:
@@ -99,9 +100,11 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
             losses.append(loss.item())
             progress.update(loss=losses[-1])
             ended = stop_after is not None and len(losses) >= stop_after
-            if ended or time.monotonic() - saved > save_every:
+            if ended or time.monotonic() - saved > pause:
+                began_saving = time.monotonic()
                 _save(state_file, model, optimizer, parameters, average, losses)
                 saved = time.monotonic()
+                pause = max(save_every, 50 * (saved - began_saving))  # of a large model: 2 % of the time at most
             if ended:
                 return losses
     if stage_scratch.current() and (resumed or time.monotonic() - began >= keep_after):

@@ -10,7 +10,6 @@ from PIL import Image
 
 from dive_lib import coco, dataset
 from dive_lib.coco import CocoLayouts, DatasetError, read_split
-from dive_lib.files import write_json
 
 
 def _content():

@@ -12,8 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dive_lib import evaluation
-from dive_lib.evaluation import (bootstrap_average_precision, coco_average_precision, match_summary,
-                                 paired_bootstrap)
+from dive_lib.evaluation import bootstrap_average_precision, coco_average_precision, paired_bootstrap
 
 
 def _truth(objects, images=(1,), classes=(1,)):
@@ -150,7 +149,7 @@ def test_max_detections_keeps_the_best_of_each_image():
     (_found((1, 1, A, float("inf"))), "must be finite"),
     (_found((1, 1, [0, 0, -1, 3], 0.5)), "width and height >= 0"),
 ])
-@pytest.mark.parametrize("function", [coco_average_precision, bootstrap_average_precision, match_summary])
+@pytest.mark.parametrize("function", [coco_average_precision, bootstrap_average_precision])
 def test_bad_detections_are_refused(function, detections, message):
     with pytest.raises(ValueError, match=message):
         function(_truth([(1, 1, A)]), detections, [1])
@@ -247,16 +246,3 @@ def test_bootstrap_is_fast():
     start = time.process_time()
     bootstrap_average_precision(truth, detections, range(1, 151), resamples=500)
     assert time.process_time() - start < 10
-
-
-def test_match_summary_counts():
-    truth = _truth([(1, 1, A), (1, 2, B), (1, 1, [60, 0, 40, 40], True), (2, 1, A)], (1, 2, 3), (1, 2))
-    found = _found((1, 1, A, 0.9), (1, 1, [0, 0, 10, 9], 0.8), (1, 1, B, 0.7), (1, 1, FAR, 0.6),
-                   (1, 2, [70, 10, 9, 9], 0.5), (3, 1, A, 0.4))
-    counts = {"objects": 3, "detections": 6, "localised": 2, "class_right": 1, "missed": 1,
-              "false_positives": 3, "duplicates": 1, "ignored": 1}
-    assert match_summary(truth, found, [1, 2, 3]) == counts
-    assert match_summary(truth, found[::-1], [1, 2, 3]) == counts, "the order of the list must not matter"
-    assert match_summary(truth, found, [2])["missed"] == 1
-    assert match_summary(truth, found, [1], iou_threshold=0.95)["duplicates"] == 0
-    assert set(match_summary(_truth([]), [], [1]).values()) == {0}

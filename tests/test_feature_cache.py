@@ -5,7 +5,7 @@ import torch
 
 from dive_lib import feature_cache
 from dive_lib.classifiers import ResNet
-from dive_lib.comparison_backbones import PixelFeatures, ResNetFeatures
+from dive_lib.comparison_backbones import ResNetFeatures
 from dive_lib.denoiser_features import DenoiserFeatures
 from dive_lib.feature_cache import FeatureCache, reduced
 from dive_lib.feature_noise import Noise
