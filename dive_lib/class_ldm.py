@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 
 from dive_lib import checkpoint, compvis, paths
-from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
+from dive_lib.class_vocabulary import ClassConditional, ClassGrid, ClassVocabulary
 from dive_lib.image_encoder import LDM_4_SOURCE
 from dive_lib.schedule import NoiseSchedule
 
@@ -25,8 +24,8 @@ TABLE = "cond_stage_model.embedding.weight"  # CompVis's ClassEmbedder
 PARTS = (compvis.PARTS["unet"], compvis.PARTS["first_stage"], TABLE, "model_ema.")
 
 
-class ClassLDM(nn.Module):
-    """eps_theta(z_t, t, v_theta(y)), with the interface of `dit.DiT`.
+class ClassLDM(ClassConditional):
+    """eps_theta(z_t, t, v_theta(y)) with a latent U-Net.
 
     classes: names of the K classes, or K. unet, schedule: keyword arguments of diffusers' UNet2DConditionModel and of
     NoiseSchedule (LDM's betas by default). width: of the class embeddings. std: of the initial class table.
@@ -48,24 +47,9 @@ class ClassLDM(nn.Module):
         config = self.unet.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    def context(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 1, d) -> (B, d): the class embedding itself."""
-        return embeddings[:, 0, 0]
-
     def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """eps_theta: z_t (B, C, h, w), t (B,), context (B, d) -> (B, C, h, w)."""
         return self.unet(z_t, t, context[:, None], return_dict=False)[0]
-
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        return self.predict_noise(z_t, t, self.context(embeddings))
-
-    @torch.no_grad()
-    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
-        """Latents (B, C, h, w) drawn for class tokens (B, 1, 1) by DDIM, without guidance."""
-        context = self.context(self.vocabulary(tokens))
-        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
-                                    (len(tokens), *self.latent_shape), generator, steps=steps,
-                                    device=context.device)
 
 
 def load_published(path: Path | str, architecture: dict, classes: Sequence[str] | None = None) -> ClassLDM:

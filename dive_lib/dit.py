@@ -7,7 +7,7 @@ embeddings of timestep and class, which diffusers repeats in every block, are co
 an embedding, since that is what DIVE optimises.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dive_lib import checkpoint
-from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
+from dive_lib.class_vocabulary import ClassConditional, ClassGrid, ClassVocabulary
 from dive_lib.files import read_json
-from dive_lib.layout_ldm import training_loss
 from dive_lib.schedule import NoiseSchedule
 
 FREQUENCIES = 256  # channels of the timestep's sines and cosines
@@ -40,7 +39,7 @@ class _Given(nn.Module):
         return conditioning
 
 
-class DiT(nn.Module):
+class DiT(ClassConditional):
     """eps_theta(z_t, t, v_theta(y)).
 
     classes: names of the K classes, or K. transformer, schedule: keyword arguments of diffusers'
@@ -68,10 +67,6 @@ class DiT(nn.Module):
         config = self.transformer.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    def context(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 1, d) -> (B, d): the class embedding itself."""
-        return embeddings[:, 0, 0]
-
     def predict(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Noise and, where it is learned, variance: z_t (B, 4, h, w), t (B,), context (B, d) -> (B, 4 or 8, h, w)."""
         features = get_timestep_embedding(t, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -81,38 +76,6 @@ class DiT(nn.Module):
     def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """eps_theta: z_t (B, 4, h, w), t (B,), context (B, d) -> (B, 4, h, w)."""
         return self.predict(z_t, t, context)[:, :z_t.shape[1]]
-
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        return self.predict_noise(z_t, t, self.context(embeddings))
-
-    @torch.no_grad()
-    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
-        """Latents (B, 4, h, w) drawn for class tokens (B, 1, 1) by DDIM, without guidance."""
-        context = self.context(self.vocabulary(tokens))
-        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
-                                    (len(tokens), *self.latent_shape), generator, steps=steps,
-                                    device=context.device)
-
-
-def dit_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,
-             focus: dict | None = None, kind: str = "l2") -> Callable[[DiT, int, torch.Generator], torch.Tensor]:
-    """Equation 1 as an objective for train(): latents (n, 4, h, w) and labels (n,) of the same n images.
-
-    dropout: share of the labels that are replaced by the null class. focus: low, high and share of the timesteps
-    drawn from that range. A learned variance is not trained.
-    """
-    if len(latents) != len(labels):
-        raise ValueError(f"{len(latents)} latents and {len(labels)} labels are not of the same images")
-    focus = focus or {"low": 0, "high": 1, "share": 0.0}
-
-    def loss_of(model: DiT, step: int, generator: torch.Generator) -> torch.Tensor:
-        device = model.vocabulary.class_table.device
-        index = torch.randint(len(latents), (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < dropout
-        tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
-        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
-
-    return loss_of
 
 
 def load_published(directory: Path | str, classes: Sequence[str] | None = None) -> DiT:

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel, VQModel
 from safetensors.torch import save_file
 
-from dive_lib import (checkpoint, class_data, class_ldm, class_models, classifications, compvis, dit, dit_training,
+from dive_lib import (checkpoint, class_data, class_ldm, class_models, class_training, classifications, compvis, dit,
                       image_encoder, parameters)
 from dive_lib.class_ldm import ClassLDM
 from dive_lib.diffusion_classifier import enumerate_classes
@@ -270,7 +270,7 @@ def imagenet(tmp_path, small_first_stage):
 def obtain(data, **changes):
     settings = {"architecture": SMALL, "config": TrainingConfig(steps=2, lr=0.01, batch_size=2),
                 "checkpoint": data.encoder}
-    return dit_training.obtain(data, data.load_encoder(), **(settings | changes))
+    return class_training.obtain(data, data.load_encoder(), **(settings | changes))
 
 
 def test_imagenets_way_through_compvis_checkpoint(imagenet, tmp_path):

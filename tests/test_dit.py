@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from dive_lib import checkpoint, class_models, dit
+from dive_lib import checkpoint, class_models, class_training, dit
 from dive_lib.class_vocabulary import ClassGrid, ClassVocabulary
 from dive_lib.schedule import NoiseSchedule
 from dive_lib.train import TrainingConfig, train
@@ -147,7 +147,8 @@ def test_trains_survives_the_disk_and_samples(tmp_path):
     torch.manual_seed(0)
     model, labels = dit.DiT(["left", "right"], tiny.TRANSFORMER), torch.tensor([0, 1, 1])
     before = model.vocabulary.class_table.detach().clone()
-    loss_of = dit.dit_loss(tiny.latents(3), labels, 8, dropout=0.5, focus={"low": 0, "high": 500, "share": 0.5})
+    loss_of = class_training.class_loss(tiny.latents(3), labels, 8, dropout=0.5,
+                                        focus={"low": 0, "high": 500, "share": 0.5})
     losses = train(model, loss_of, TrainingConfig(steps=30, lr=0.01, batch_size=8), scratch=tmp_path, identity="")
     assert losses[-1] < losses[0] and (model.vocabulary.class_table != before).any(1).all(), "the null class, too"
     checkpoint.save_model(tmp_path / "dit", model, model.config)
@@ -160,7 +161,7 @@ def test_trains_survives_the_disk_and_samples(tmp_path):
 
 def test_labels_and_latents_must_be_of_the_same_images():
     with pytest.raises(ValueError, match="3 latents and 2 labels"):
-        dit.dit_loss(tiny.latents(3), torch.tensor([0, 1]), 2)
+        class_training.class_loss(tiny.latents(3), torch.tensor([0, 1]), 2)
 
 
 def test_a_class_is_a_layout_of_one_object_with_one_field():

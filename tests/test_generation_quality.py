@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import classifiers, dit_training, generation_quality as quality
+from dive_lib import class_training, classifiers, generation_quality as quality
 from dive_lib.checkpoint import save_model
 from dive_lib.image_encoder import Pixels
 from dive_lib.train import TrainingConfig
@@ -71,10 +71,10 @@ def test_a_dit_is_trained_on_the_data_or_does_not_fit_them(tmp_path, monkeypatch
     data = class_world.make(tmp_path, monkeypatch)
     config = TrainingConfig(steps=3, lr=0.01, batch_size=4)
     architecture = {"transformer": class_world.TRANSFORMER, "std": 1.0}
-    runs = [dit_training.obtain(data, Pixels(), architecture, config) for _ in range(2)]
+    runs = [class_training.obtain(data, Pixels(), architecture, config) for _ in range(2)]
     assert len(runs[0][1]) == 3 and runs[0][1] == runs[1][1]
     assert runs[0][0].grid.classes == class_world.CLASSES and runs[0][0].vocabulary.std == pytest.approx(1, rel=0.2)
     with pytest.raises(ValueError, match=r"diffuses \(1, 16, 16\), the encoded images are \(1, 8, 8\)"):
-        dit_training.obtain(data, Pixels(), {"transformer": class_world.TRANSFORMER | {"sample_size": 16}}, config)
+        class_training.obtain(data, Pixels(), {"transformer": class_world.TRANSFORMER | {"sample_size": 16}}, config)
     with pytest.raises(FileNotFoundError, match="DiT-XL-2-256"):
-        dit_training.obtain(data, Pixels(), architecture, config, checkpoint="nowhere")
+        class_training.obtain(data, Pixels(), architecture, config, checkpoint="nowhere")

@@ -1,12 +1,15 @@
 """A class-conditional model, DiT or LDM, of the data of classification: trained on them, or a published one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from dive_lib import class_data, class_models, dit, paths
+from dive_lib import class_data, class_models, paths
 from dive_lib.checkpoint import fingerprint
 from dive_lib.class_data import ClassData
 from dive_lib.class_models import ClassModel
+from dive_lib.layout_ldm import training_loss
 from dive_lib.train import TrainingConfig, train
 
 
@@ -16,7 +19,7 @@ def obtain(data: ClassData, encoder: nn.Module, architecture: dict, config: Trai
 
     architecture: keyword arguments of DiT or of ClassLDM. checkpoint: of the published model, a DiT's folder in
     diffusers' format or an LDM's file in CompVis's, absolute or relative to the repository root; empty: train. dropout,
-    focus: of `dit_loss`. A stopped training continues. Raises ValueError where images and model do not fit.
+    focus: of `class_loss`. A stopped training continues. Raises ValueError where images and model do not fit.
     """
     torch.manual_seed(config.seed)
     if checkpoint:
@@ -29,7 +32,28 @@ def obtain(data: ClassData, encoder: nn.Module, architecture: dict, config: Trai
                          "change in_channels and sample_size of the architecture, the image size, or the encoder")
     if checkpoint:
         return model, []
-    loss_of = dit.dit_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
+    loss_of = class_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
     losses = train(model.to(class_data.device()), loss_of, config, scratch=paths.scratch() / "dit", label=label,
                    identity=fingerprint(latents, data.train.labels, model.config, dropout, focus or {}))
     return model, losses
+
+
+def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,
+             focus: dict | None = None, kind: str = "l2") -> Callable[[ClassModel, int, torch.Generator], torch.Tensor]:
+    """Equation 1 as an objective for train(): latents (n, 4, h, w) and labels (n,) of the same n images.
+
+    dropout: share of the labels that are replaced by the null class. focus: low, high and share of the timesteps
+    drawn from that range. A learned variance is not trained.
+    """
+    if len(latents) != len(labels):
+        raise ValueError(f"{len(latents)} latents and {len(labels)} labels are not of the same images")
+    focus = focus or {"low": 0, "high": 1, "share": 0.0}
+
+    def loss_of(model: ClassModel, step: int, generator: torch.Generator) -> torch.Tensor:
+        device = model.vocabulary.class_table.device
+        index = torch.randint(len(latents), (batch,), generator=generator)
+        dropped = torch.rand(batch, generator=generator) < dropout
+        tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
+        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
+
+    return loss_of
