@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import architecture_ablation, devices, full_size, inversion_cost, measure, searches
+from benchmarks import architecture_ablation, class_searches, devices, full_size, inversion_cost, measure, searches
 from benchmarks.full_size_models import Models
 from dive_lib import dataset, glyphs, parameters, paths
 from dive_lib.checkpoint import save_model
@@ -146,6 +146,26 @@ def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):
         assert full["same_answers"] == 100 and full["forward_equivalents"] > 0 and full["images"] == images
         assert full["mean_monitor"] != half["mean_monitor"] == pytest.approx(full["mean_monitor"], rel=0.05)
         assert all(len(r[f"{quality}_ci95"]) == 2 and r["seconds_per_image"] > 0 for r in rows)
+
+
+def test_settings_of_classification_are_compared(smoke):
+    names = ["enumeration", "exact", "half_rate", "all_timesteps", "without_in_vocabulary"]
+    result = class_searches.main(["--profile", "smoke", "--images", "4", "--workers", "1", "--out", str(smoke),
+                                  "--only", *names])
+    rows = {row["search"]: row for row in result["rows"]}
+    assert list(rows) == names and rows["exact"]["difference"] == 0 and rows["exact"]["forward_equivalents"] > 0
+    assert rows["all_timesteps"]["pairs"] == 18 and "--images 4" in (smoke / "class_searches.md").read_text()
+
+
+def test_candidates_of_classification_are_valid():
+    for profile in ("mini", "paper"):
+        methods = parameters.named("class_searches", "methods", profile)
+        for name, candidate in class_searches.CANDIDATES.items():
+            method, pairs = class_searches.settled(candidate, methods)
+            rate = method.get("lr_std", method.get("lr"))
+            usual = methods["rows"][candidate["row"]]
+            assert rate == candidate.get("rate", 1) * usual.get("lr_std", usual.get("lr")) if rate else True, name
+            assert pairs.keys() >= {"t_low", "t_high", "t_interval"}
 
 
 def test_devices_compare_answers_and_leave_no_setting_behind():
