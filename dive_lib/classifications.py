@@ -50,8 +50,13 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     of `learn_reading`, for a shortlist that is read. Raises ValueError for settings that do not fit together."""
     settings = {key: value for key, value in method.items() if key != "method"}
     name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
+    if {"lr", "lr_std"} <= settings.keys():
+        raise ValueError(f"classification {method}: lr and lr_std are two rates; give one of them")
     if name == "invert":
-        InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **timesteps, seed=seed)
+        try:
+            InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **timesteps, seed=seed)
+        except TypeError as error:  # of a setting that InversionConfig does not have
+            raise ValueError(f"classification {method}: {error}") from error
     elif name not in METHODS or set(settings) != METHODS[name] and (name != "enumerate" or settings):
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
         raise ValueError(f"unknown classification {method}; choose invert with settings of InversionConfig, or {known}")

@@ -239,6 +239,12 @@ def test_given_pairs_are_those_that_a_search_would_draw(world):
         assert (one.monitor, one.curve, one.cost) == (other.monitor, other.curve, other.cost)
 
 
+@pytest.mark.parametrize("changes, message", [({"patiense": 3}, "patiense"), ({"lr": 0.1, "lr_std": 1.0}, "two rates")])
+def test_wrong_settings_of_an_inversion_are_named(world, changes, message):
+    with pytest.raises(ValueError, match=message):
+        spec(world, DIVE | changes)
+
+
 @pytest.mark.parametrize("method", [{"method": "guess"}, {"method": "eliminate", "keep": [1]},
                                     {"method": "enumerate", "x": 1}])
 def test_unknown_methods_and_settings_are_refused(world, method):
