@@ -54,7 +54,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
         raise ValueError(f"classification {method}: lr and lr_std are two rates; give one of them")
     if name == "invert":
         try:
-            InversionConfig(**{key: value for key, value in settings.items() if key != "lr_std"}, **timesteps, seed=seed)
+            InversionConfig(**{key: settings[key] for key in settings if key != "lr_std"}, **timesteps, seed=seed)
         except TypeError as error:  # of a setting that InversionConfig does not have
             raise ValueError(f"classification {method}: {error}") from error
     elif name not in METHODS or set(settings) != METHODS[name] and (name != "enumerate" or settings):
