@@ -234,7 +234,7 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
         label, offset, side = (row["patience"], 6, "left") if row["saving"] else ("no stopping", -8, "right")
         axis.annotate(label, (x, row["AP"]), (offset, 6), textcoords="offset points", ha=side)
-    axis.margins(x=0.2)
+    axis.margins(x=0.27)
     axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None))
     return figure
 
