@@ -13,11 +13,11 @@ from dive_lib.figures import (BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PINK
 
 
 @styled
-def heat_maps(grids: Mapping[str, Mapping], times: Sequence[int], stages: Sequence[str], title: str = "") -> Figure:
+def heat_maps(grids: Mapping[str, Mapping], times: Sequence[int], stages: Sequence[str], network: str = "") -> Figure:
     """One panel for each granularity: value of every time step (down) and stage (across), the best cell framed.
 
     grids: title -> {values (T, S), best (row, column) or None, label of the values, limits: ends of the colour scale,
-    by default those of the values}. Stages of more backbones follow each other. title: of the whole figure.
+    by default those of the values}. Stages of more backbones follow each other. network: the whole figure's title.
     """
     wide = max(2.7, 0.5 * len(stages) + 1.1)
     figure, axes = plt.subplots(1, len(grids), figsize=(wide * len(grids), 0.3 * len(times) + 1.5), squeeze=False,
@@ -39,7 +39,7 @@ def heat_maps(grids: Mapping[str, Mapping], times: Sequence[int], stages: Sequen
         colour_bar(figure, image, axis, grid["label"])
     axes[0, 0].set_yticks(range(len(times)), times)
     axes[0, 0].set_ylabel("time step t")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
+    figure.suptitle(network, x=0.02, ha="left", fontweight="bold")
     return figure
 
 

@@ -134,7 +134,8 @@ def test_paired_difference():
 def test_figures_are_drawn():
     values = np.arange(6.0).reshape(2, 3)
     grids = {"classification": {"values": values, "best": (1, 2), "label": "percent"}}
-    assert probe_figures.heat_maps(grids, [0, 500], ["down0", "mid", "up0"]).axes
+    figure = probe_figures.heat_maps(grids, [0, 500], ["down0", "mid", "up0"], "a network")
+    assert figure.axes and figure.get_suptitle() == "a network"
     curves = {"classification": {"a": np.array([[1, 2], [0, 1], [2, 3]])}}
     assert probe_figures.by_time(curves, [0, 500], "percent").axes
     points = probe_figures.projected(clouds(12)[0])
