@@ -4,8 +4,8 @@
     python -m benchmarks.class_searches --only exact published_eps
 
 Each row of CANDIDATES is a row of Table IV (`row`) with changes to its settings or to its (t, noise) pairs. Rows with
-the search within the vocabulary have the profile's as reference, those without it have that row. The test split is
-never looked at.
+the search within the vocabulary have the profile's as reference, those without it have that row, if it was run before
+them. The test split is never looked at.
 """
 
 import argparse
@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> dict:
         results = classifications.run(paths.runs(options.profile) / "benchmarks" / f"class_{name}", spec,
                                       workers=options.workers, label=name)
         forget(spec)  # a benchmark is no stage, whose end would do so
-        reference = references.setdefault(CANDIDATES[name]["row"], results)
-        row = classification_results.evaluate_run(results, reference, seed=group["seed"])
+        if CANDIDATES[name].keys() == {"row"}:
+            references[CANDIDATES[name]["row"]] = results
+        row = classification_results.evaluate_run(results, references.get(CANDIDATES[name]["row"]), seed=group["seed"])
         times = evenly_spaced(pairs["t_low"], pairs["t_high"], pairs["t_interval"])
         rows.append({"search": name, "pairs": len(times), **{key: row.get(key) for key in SHOWN},
                      "seconds_per_image": seconds_per_image(results, options.workers)})

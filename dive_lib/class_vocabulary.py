@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from dive_lib.schedule import ConditionalDenoiser
+
 
 class ClassGrid:
     """What the tokens mean. classes: names, or their number K; index = token, K = [none]."""
@@ -76,7 +78,7 @@ class ClassVocabulary(nn.Module):
         return self.class_table.detach().std().item()
 
 
-class ClassConditional(nn.Module):
+class ClassConditional(ConditionalDenoiser):
     """eps_theta(z_t, t, v_theta(y)) of a class y: what every such model has beside its network.
 
     It has `grid`, `vocabulary`, `schedule`, `config`, `latent_shape` (C, h, w), and `predict_noise`.
@@ -88,18 +90,3 @@ class ClassConditional(nn.Module):
     def context(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(B, 1, 1, d) -> (B, d): the class embedding itself."""
         return embeddings[:, 0, 0]
-
-    def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """eps_theta: z_t (B, C, h, w), t (B,), context (B, d) -> (B, C, h, w)."""
-        raise NotImplementedError
-
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        return self.predict_noise(z_t, t, self.context(embeddings))
-
-    @torch.no_grad()
-    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
-        """Latents (B, C, h, w) drawn for class tokens (B, 1, 1) by DDIM, without guidance."""
-        context = self.context(self.vocabulary(tokens))
-        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
-                                    (len(tokens), *self.latent_shape), generator, steps=steps,
-                                    device=context.device)

@@ -22,7 +22,7 @@ from dive_lib import checkpoint
 from dive_lib.latents import LayoutTokens
 from dive_lib.layout import LayoutGrid, drop_fields
 from dive_lib.position_attention import use_position_attention
-from dive_lib.schedule import NoiseSchedule, draw_timesteps
+from dive_lib.schedule import ConditionalDenoiser, NoiseSchedule, draw_timesteps
 from dive_lib.token_transformer import TokenTransformer
 from dive_lib.vocabulary import LayoutVocabulary
 
@@ -67,7 +67,7 @@ class LayoutEncoder(nn.Module):
         return context
 
 
-class LayoutLDM(nn.Module):
+class LayoutLDM(ConditionalDenoiser):
     """eps_theta(z_t, t, v_theta(y)).
 
     grid: LayoutGrid or its dictionary. vocabulary, encoder, unet, schedule: keyword arguments of
@@ -104,17 +104,6 @@ class LayoutLDM(nn.Module):
     def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """eps_theta: z_t (B, 4, h, w), t (B,), context (B, L, c) -> (B, 4, h, w)."""
         return self.unet(z_t, t, context, return_dict=False)[0]
-
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        return self.predict_noise(z_t, t, self.context(embeddings))
-
-    @torch.no_grad()
-    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
-        """Latents (B, 4, h, w) drawn for layouts (B, N, 5) by DDIM, without guidance."""
-        context = self.context(self.vocabulary(tokens))
-        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
-                                    (len(tokens), *self.latent_shape), generator, steps=steps,
-                                    device=context.device)
 
 
 def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2") -> torch.Tensor:

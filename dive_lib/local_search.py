@@ -13,6 +13,7 @@ proposed boxes at once), and the error map of the latent tells which of them hel
 The thresholds stand in the prior's place: they decide how many objects there are.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -170,9 +171,10 @@ class LocalSearch:
             found = self.objective.error_maps(self.latents[images[rows]], candidates[rows, columns], pairs)
             for (image, key), error_map in zip(new, found / self.side**2):
                 self.known[image][key] = error_map
-                self.evaluations[image] += len(pairs)
-        for row, image in enumerate(images.tolist()):
-            self.reused[image] += (len(keys[row]) - sum(owner == image for owner, _ in new)) * len(pairs)
+        evaluated = Counter(image for image, _ in new)
+        for image, own in zip(images.tolist(), keys):
+            self.evaluations[image] += evaluated[image] * len(pairs)
+            self.reused[image] += (len(own) - evaluated[image]) * len(pairs)
         return torch.stack([torch.stack([self.known[image][key] for key in own])
                             for image, own in zip(images.tolist(), keys)])
 

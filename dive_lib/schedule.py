@@ -6,6 +6,7 @@ diffusers calls them "scaled_linear".
 
 import torch
 from diffusers import DDIMScheduler
+from torch import nn
 
 
 class NoiseSchedule:
@@ -57,3 +58,22 @@ def draw_timesteps(count: int, steps: int, generator: torch.Generator, *, focus:
         return t
     inside = torch.randint(focus[0], focus[1], (count,), generator=generator)
     return torch.where(torch.rand(count, generator=generator) < share, inside, t)
+
+
+class ConditionalDenoiser(nn.Module):
+    """eps_theta(z_t, t, v_theta(y)) of a layout or a class y: what every such model does with its parts.
+
+    It has `vocabulary` (tokens -> embeddings), `context` (embeddings -> what the network reads), `predict_noise`
+    (z_t, t (B,), context -> noise like z_t), `schedule` and `latent_shape` (C, h, w).
+    """
+
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        return self.predict_noise(z_t, t, self.context(embeddings))
+
+    @torch.no_grad()
+    def sample(self, tokens: torch.Tensor, generator: torch.Generator, steps: int = 50) -> torch.Tensor:
+        """Latents (B, C, h, w) drawn for layouts (B, N, 5) or classes (B, 1, 1) by DDIM, without guidance."""
+        context = self.context(self.vocabulary(tokens))
+        return self.schedule.sample(lambda z, t: self.predict_noise(z, t, context),
+                                    (len(tokens), *self.latent_shape), generator, steps=steps,
+                                    device=context.device)
