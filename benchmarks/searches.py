@@ -28,8 +28,8 @@ from dive_lib.inversion import InversionConfig, monitor_pairs
 CANDIDATES = {
     "straight_through": {"inversion": {}},
     "prior_weight_0": {"inversion": {}, "weight": 0.0},
-    "prior_weight_0.03": {"inversion": {}, "weight": 0.03},
-    "prior_weight_0.3": {"inversion": {}, "weight": 0.3},
+    "prior_weight_0.1": {"inversion": {}, "weight": 0.1},
+    "prior_weight_1": {"inversion": {}, "weight": 1.0},
     "summed_losses": {"inversion": {}, "reduction": "sum"},
     "without_weight_decay": {"inversion": {"weight_decay": 0.0}},
     "illegal_boxes_allowed": {"inversion": {"legal": False}},

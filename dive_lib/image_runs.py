@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,10 +114,13 @@ def command(runner: type[Runner]) -> None:
     parser = argparse.ArgumentParser(description="Computes one shard of a run.")
     parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
     parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
+    parser.add_argument("--worker", action="store_true", help="end when the standard input does, as a worker of `run`")
     arguments = parser.parse_args()
     shard, _, shards = arguments.shard.partition("/")
     if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
         parser.error(f"--shard {arguments.shard}: expected i/n with 0 <= i < n, such as 0/8 to 7/8")
+    if arguments.worker:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     run_shard(arguments.directory, runner, int(shard), int(shards))
 
 
@@ -125,17 +129,24 @@ def seconds_per_image(results: list[dict], workers: int) -> float:
     return round(sum(r["seconds"] for r in results) / len(results) / workers, 4)
 
 
+def _end_with_input() -> None:
+    """A process that was killed cannot end its workers; but the pipe that they read from closes, however it died."""
+    os.read(sys.stdin.fileno(), 1)  # unbuffered: a buffer that is being read cannot be closed at the end
+    os._exit(1)
+
+
 def _run_processes(directory: Path, spec: dict, module: str, workers: int, progress: Progress) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
-    commands = [[sys.executable, "-m", module, str(directory), "--shard", f"{k}/{workers}"] for k in range(workers)]
+    commands = [[sys.executable, "-m", module, str(directory), "--shard", f"{k}/{workers}", "--worker"]
+                for k in range(workers)]
     logs = [directory / f".shard-{k}.log" for k in range(workers)]
     processes = []
     try:
         for arguments, log in zip(commands, logs):
             with log.open("w") as stream:
                 processes.append(subprocess.Popen(arguments, cwd=Path(__file__).parent.parent, env=environment,
-                                                  stdout=subprocess.DEVNULL, stderr=stream))
+                                                  stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stream))
         while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
             time.sleep(0.2)  # images end batch by batch; between them, one worker's own line shows that work goes on
             lines = logs[0].read_text().splitlines()
@@ -148,6 +159,7 @@ def _run_processes(directory: Path, spec: dict, module: str, workers: int, progr
         for process in processes:
             process.terminate()
             process.wait()
+            process.stdin.close()
 
 
 def _scratch(spec: dict) -> Path:

@@ -20,6 +20,7 @@ from dive_lib.side_by_side import side_by_side
 from dive_lib.task_bench import Bench, training
 from dive_lib.task_features import Scales
 from dive_lib.task_metrics import evaluate_segmentation, overlaps
+from dive_lib.text_heads import AdapterHead
 from dive_lib.u_head import SEGMENTATION, Adapter, FuseBlock, similarity_logits, text_loss
 
 
@@ -34,7 +35,7 @@ class PyramidHead(nn.Module):
                  refine: int = 0, kind: str = "pyramid"):
         super().__init__()
         if kind not in ("pyramid", "finest"):
-            raise ValueError(f"segmentation head {kind!r} is unknown; choose pyramid or finest")
+            raise ValueError(f"segmentation head {kind!r} is unknown; choose pyramid, finest or adapter")
         self.kind, skipped = kind, len(channels) - len(expert)
         self.adapters = nn.ModuleList(Adapter(c) for c in expert)
         joined = [c + (expert[k - skipped] if k >= skipped else 0) for k, c in enumerate(channels)]
@@ -59,8 +60,18 @@ class PyramidHead(nn.Module):
         return self.out(x)
 
 
+class PixelAdapter(AdapterHead):
+    """The published baselines' head at every place of the finest scale, to whose size the others are enlarged."""
+
+    def forward(self, scales: Sequence[torch.Tensor], expert: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        size = max(tuple(scale.shape[2:]) for scale in scales)
+        maps = [F.interpolate(scale, size, mode="bilinear", align_corners=False) for scale in scales]
+        return self.layers(self.norm(torch.cat(maps, 1).movedim(1, -1))).movedim(-1, 1)
+
+
 class Segmentation:
-    """Training and tests. head: {"kind", "width", "refine"} and settings of `task_bench.training`."""
+    """Training and tests. head: {"kind": of PyramidHead or "adapter", "width", "refine"} and settings of
+    `task_bench.training`."""
 
     def __init__(self, bench: Bench, head: Mapping):
         self.bench, self.head = bench, dict(head)
@@ -82,8 +93,11 @@ class Segmentation:
         places = torch.full((len(self.train_images.classes) + 1,), IGNORED)  # the last: ignored pixels
         places[seen] = torch.arange(len(names))
         torch.manual_seed(seed)
-        head = PyramidHead(*scales.channels, text.shape[1], width=settings["width"], refine=settings["refine"],
-                           kind=settings["kind"]).to(device())
+        own, expert = scales.channels
+        head = PixelAdapter(own, text.shape[1]) if settings["kind"] == "adapter" else \
+            PyramidHead(own, expert, text.shape[1], width=settings["width"], refine=settings["refine"],
+                        kind=settings["kind"])
+        head = head.to(device())
 
         def loss_of(model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
             index = torch.randint(len(scales), (settings["batch_size"],), generator=generator)

@@ -6,6 +6,8 @@ be closures over models and images that were read before; what they return must 
 """
 
 import multiprocessing
+import os
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -68,6 +70,7 @@ def _start(call: Callable[[], Any]) -> tuple[multiprocessing.Process, Connection
 
 
 def _run(call: Callable[[], Any], answer: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         with silent(), threadpool_limits(1):
@@ -76,6 +79,11 @@ def _run(call: Callable[[], Any], answer: Connection) -> None:
         result = False, traceback.format_exc()
     answer.send(result)
     answer.close()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _received(answer: Connection, label: str) -> Any:

@@ -1,11 +1,14 @@
 """Detection runs on tiny models: shards, interruption, scores and what shorter runs would have given."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dive_lib import dataset, detections, glyphs, paths
+from dive_lib import dataset, detections, glyphs, image_runs, paths
 from dive_lib.checkpoint import save_model
 from dive_lib.detection_results import detections_of, early_stopping_table, ended_at, evaluate_run
 from dive_lib.files import read_json
@@ -174,7 +177,23 @@ def test_processes_share_the_images(world, monkeypatch):
     assert [r["image_id"] for r in results] == real["image_ids"] and len(list((world / "out").glob("0*.json"))) == 2
 
 
-def spec_for_subprocess(world):
+def test_a_worker_ends_when_its_parent_does(world, monkeypatch):
+    """However the parent died, the pipe that it held is closed."""
+    monkeypatch.undo()
+    folder = image_runs.prepare(world / "run", spec_for_subprocess(world, steps=10**6))
+    root = Path(detections.__file__).parent.parent
+    worker = subprocess.Popen([sys.executable, "-m", "dive_lib.detections", folder, "--worker"], cwd=root,
+                              stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(8)
+        worker.stdin.close()
+        assert worker.wait(30) == 1
+    finally:
+        worker.kill()
+
+
+def spec_for_subprocess(world, steps=2):
     return detections.make_spec(data=str(world / "scenes"), split="test", image_ids=[1, 2],
                                 first_stage=str(world / "first_stage"), layout_ldm=str(world / "ldm"),
-                                inversion=SETTINGS | {"steps": 2}, batch=1)
+                                inversion=SETTINGS | {"steps": steps}, batch=1)

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -59,6 +62,32 @@ def test_an_error_is_told_with_its_traceback():
 def test_a_killed_process_is_told():
     with pytest.raises(RuntimeError, match="heads: a process ended without an answer"):
         side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)], 2, "heads")
+
+
+def test_copies_end_with_a_killed_process():
+    script = ("import os, time; from dive_lib.side_by_side import side_by_side\n"
+              "side_by_side([lambda: (os.write(1, f'{os.getpid()} '.encode()), time.sleep(600))] * 2, 2, 'test')")
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    said = b""
+    while said.count(b" ") < 2:
+        said += os.read(process.stdout.fileno(), 100)
+    copies = [int(number) for number in said.split()]
+    assert all(map(running, copies))
+    process.kill()
+    process.wait()
+    patience = time.monotonic() + 20
+    while any(map(running, copies)) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not any(map(running, copies))
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and is no zombie, which waits for a container's first process to be reaped."""
+    try:
+        state = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_no_worker_is_refused():

@@ -163,7 +163,7 @@ def test_heads_trained_ahead_are_taken_over(bench, monkeypatch):
     assert all((ahead[k] == here[k]).mean() > 0.9 for k in here)  # threads may round otherwise
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "finest"])
+@pytest.mark.parametrize("kind", ["pyramid", "finest", "adapter"])
 def test_segmentation_learns_seen_names_and_answers_all(bench, kind):
     head = HEAD | {"kind": kind, "width": 8, "refine": 1}
     task, images = segmentation.Segmentation(bench, head), bench.data.segmentation_tests["scenes/test"]
@@ -198,8 +198,19 @@ def test_a_pyramid_head_joins_an_expert_and_doubles_its_map():
     head = segmentation.PyramidHead([8, 4], [6], 5, width=8, refine=1)
     out = head([torch.randn(2, 8, 2, 2), torch.randn(2, 4, 4, 4)], [torch.randn(2, 6, 8, 8)])
     assert out.shape == (2, 5, 8, 8)
-    with pytest.raises(ValueError, match="choose pyramid or finest"):
+    with pytest.raises(ValueError, match="choose pyramid, finest or adapter"):
         segmentation.PyramidHead([8], [], 5, kind="fpn")
+
+
+def test_an_adapter_reads_every_place_of_all_scales():
+    torch.manual_seed(0)
+    adapter = segmentation.PixelAdapter([8, 4], 5)
+    scales = [torch.randn(2, 8, 4, 4), torch.randn(2, 4, 2, 2)]  # of a network that lists the finest first
+    out = adapter(scales)
+    assert out.shape == (2, 5, 4, 4) and sorted(p.numel() for p in adapter.parameters()) == [12, 12, 15, 36]
+    scales[0][0, :, 1, 2] += torch.randn(8)
+    changed = (adapter(scales) != out).any(1)
+    assert changed.nonzero().tolist() == [[0, 1, 2]]
 
 
 def test_training_lengths():
