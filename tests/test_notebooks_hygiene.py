@@ -12,6 +12,7 @@ from dive_lib import paths
 MOST_CODE_CELLS = 22
 LONGEST_CELL = 30
 LONGEST_PARAMETERS_CELL = 10
+LONGEST_LINE = 120  # but of parameters, of which each has its line
 
 FORBIDDEN = {
     r"(?m)^\s*[!%]\s*(pip|conda|cd)\b|os\.chdir|subprocess": "environments and folders are not a notebook's business",
@@ -55,6 +56,9 @@ def problems(path: Path) -> list[str]:
                 found.append(f"{where}: has outputs or a count; run nbstripout {paths.shorten(path)}")
             if len(cell.source.splitlines()) > LONGEST_CELL:
                 found.append(f"{where}: {len(cell.source.splitlines())} lines, more than {LONGEST_CELL}")
+            longest = max(map(len, cell.source.splitlines()), default=0)
+            if longest > LONGEST_LINE and cell not in tagged:
+                found.append(f"{where}: a line of {longest} characters, more than {LONGEST_LINE}")
             if not cell.source.strip():
                 found.append(f"{where}: empty")
     return found
@@ -110,6 +114,7 @@ def test_the_checks_accept_a_good_notebook(tmp_path):
     (GOOD + ["x = 1"] * 21, "23 code cells"),
     (["profile = 'smoke'\n" + "\n".join(f"a{n} = 1" for n in range(10))], "longer than 10"),
     ([*GOOD, "from tqdm.auto import tqdm"], "tqdm"),
+    ([*GOOD, "x = " + 117 * "1"], "121 characters"),
     ([*GOOD, ""], "empty"),
 ])
 def test_the_checks_refuse_bad_code(tmp_path, code, word):
