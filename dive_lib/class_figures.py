@@ -6,6 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from dive_lib.figures import BLUE, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, step_edges, styled
@@ -45,11 +46,12 @@ def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) 
     """curves: rows {name, forward_equivalents, accuracy}, joined by name. points: the same, with accuracy_ci95."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     colours = iter(mpl.rcParams["axes.prop_cycle"].by_key()["color"] * 3)
+    markers = iter(MARKERS)
     for name in dict.fromkeys(row["name"] for row in curves):
         own = [row for row in curves if row["name"] == name]
-        axis.plot([row["forward_equivalents"] for row in own], [row["accuracy"] for row in own], ".-", linewidth=1.5,
-                  color=next(colours), label=name)
-    for row, marker in zip(points, MARKERS):
+        axis.plot([row["forward_equivalents"] for row in own], [row["accuracy"] for row in own], next(markers) + "-",
+                  markersize=3.5, linewidth=1.5, color=next(colours), label=name)
+    for row, marker in zip(points, markers):
         colour = next(colours)
         if row.get("accuracy_ci95"):
             axis.plot([row["forward_equivalents"]] * 2, row["accuracy_ci95"], linewidth=4, alpha=0.35, color=colour,
@@ -125,7 +127,7 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
     _, _, axes_of_table = np.linalg.svd(table - centre, full_matrices=False)
     plane = axes_of_table[:2].T
     points = (table - centre) @ plane
-    margin = 0.6 * np.ptp(points, axis=0)
+    margin = 0.2 * np.ptp(points, axis=0)
     frame = list(zip(points.min(0) - margin, points.max(0) + margin))
     columns = min(3, len(paths))
     figure, grid = plt.subplots(2, columns, figsize=(8, 5.2), squeeze=False, height_ratios=[1.6, 1])
@@ -134,11 +136,15 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.scatter(*points.T, s=8, color=PALE)
         axis.plot(*way.T, color=BLUE, linewidth=1.2)
         axis.plot(*way[0], "o", color=BLUE, markersize=5)
-        axis.plot(*points[sorted(set(path["classes"]))].T, "o", markersize=4, color=INK)
-        for c in {path["classes"][0], path["prediction"], path["label"]}:
-            axis.annotate(classes[c], points[c], (0, 9), textcoords="offset points", fontsize=9, ha="center",
-                          color=INK, fontweight="bold")
-            axis.plot(*points[c], "o", markersize=4, color=INK)
+        met = sorted({*path["classes"], path["prediction"], path["label"]})
+        axis.plot(*points[met].T, "o", markersize=4, color=INK)
+        # Names, the leftmost class's to its left, lest those of neighbours meet.
+        named = sorted({path["classes"][0], path["prediction"], path["label"]}, key=lambda c: points[c, 0])
+        for c in named:
+            left = len(named) > 1 and c == named[0]
+            axis.annotate(classes[c], points[c], (-8 if left else 8, 0), textcoords="offset points", fontsize=9,
+                          ha="right" if left else "left", va="center", color=INK, fontweight="bold",
+                          path_effects=[withStroke(linewidth=2.5, foreground="white")])
         axis.plot(*points[path["label"]], "o", markersize=12, markerfacecolor="none", color=VERMILION)
         axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[],
                  xlim=frame[0], ylim=frame[1])
@@ -178,9 +184,8 @@ def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str]) -> Fi
             if interval:
                 axis.plot([k, k], interval, color=INK, linewidth=1.6, solid_capstyle="butt")
             ends.append(max([row[key], *(interval or ())]))
-            axis.annotate(f"{row[key]:.3g}", (k, ends[-1]), (0, 3), textcoords="offset points", ha="center",
-                          fontsize=10)
-        axis.set_xticks(range(len(rows)), rows, fontsize=9)
+        shown = [f"{name}\n{row[key]:.{1 if row[key] >= 10 else 2}f}" for name, row in rows.items()]
+        axis.set_xticks(range(len(rows)), shown, fontsize=9.5)
         axis.set_title(title, fontsize=10)
         axis.set(yticks=[], ylim=(0, 1.18 * max(ends) or 1))
         axis.spines["left"].set_visible(False)

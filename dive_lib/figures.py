@@ -232,10 +232,10 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
         x = 100 * row["saving"]
         if row.get("AP_ci95"):
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
-        label, offset, side = (row["patience"], 6, "left") if row["saving"] else ("no stopping", -8, "right")
-        axis.annotate(label, (x, row["AP"]), (offset, 6), textcoords="offset points", ha=side)
-    axis.margins(x=0.27)
-    axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None))
+        label = row["patience"] if row["saving"] else "no stopping"
+        axis.annotate(label, (x, row["AP"]), (6, 6), textcoords="offset points")
+    axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None),
+             xlim=(-3, 103))
     return figure
 
 
@@ -311,15 +311,24 @@ def monitor_scatter(true_losses: Sequence[float], found_losses: Sequence[float],
 
 @styled
 def cost_accuracy(rows: Sequence[Mapping]) -> Figure:
-    """AP against cost, a point per method: {name, forward_equivalents per image, AP, AP_ci95 optional}."""
+    """AP against cost: {name, forward_equivalents per image, AP, AP_ci95 optional, label of the point optional}.
+
+    A line for each name.
+    """
     figure, axis = plt.subplots(figsize=(7, 4.4))
-    for row, marker, cycle in zip(rows, MARKERS, mpl.rcParams["axes.prop_cycle"]()):
-        if row.get("AP_ci95"):
-            axis.plot([row["forward_equivalents"]] * 2, row["AP_ci95"], linewidth=4, alpha=0.35,
-                      solid_capstyle="butt", **cycle)
-        axis.plot(row["forward_equivalents"], row["AP"], marker, markersize=8, label=row["name"], **cycle)
+    names = dict.fromkeys(row["name"] for row in rows)
+    for name, marker, cycle in zip(names, MARKERS, mpl.rcParams["axes.prop_cycle"]()):
+        own = [row for row in rows if row["name"] == name]
+        axis.plot([row["forward_equivalents"] for row in own], [row["AP"] for row in own], marker + "-", markersize=7,
+                  label=name, **cycle)
+        for row in own:
+            if row.get("AP_ci95"):
+                axis.plot([row["forward_equivalents"]] * 2, row["AP_ci95"], linewidth=4, alpha=0.35,
+                          solid_capstyle="butt", **cycle)
+            axis.annotate(row.get("label", ""), (row["forward_equivalents"], row["AP"]), (-6, 5), ha="right",
+                          textcoords="offset points", fontsize=9.5)
     log_cost(axis.xaxis, axis.set_xscale)
-    axis.set(xlabel="forward-equivalents per image", ylabel="AP, percent (bar: 95 % interval)")
+    axis.set(xlabel="forward-equivalents per image (logarithmic)", ylabel="AP, percent (bar: 95 % interval)")
     axis.margins(0.1)
     figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
     return figure

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
-from IPython.display import Image
+from IPython.display import Image, Markdown, display
 
 from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "DIVE, best search",
+METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "best search (ours: local, no prior)",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
            "monitored_in_vocabulary": "gradient outside it, monitor inside",
            "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
@@ -46,7 +46,7 @@ CLASSIFIERS = {
     "dive_published": ("DIVE, as published", 77.2),
     "dive_text": ("DIVE, as the text has it", None),
     "dive_exact": ("DIVE, exact reuse", None),
-    "dive_fast": ("DIVE, best approximation", None),
+    "dive_fast": ("best approximation (ours)", None),
     "dive_without_in_vocabulary": ("DIVE without in-vocabulary search", 60.3),
     "synthetic_data": ("network trained on generated images", 67.1),
     "diffusion_feature": ("head on the model's features", 69.2),
@@ -146,6 +146,22 @@ def embedded(path: str | os.PathLike) -> Image:
         palette = figure.convert("RGB").quantize(256, kmeans=3, dither=PIL.Image.Dither.NONE)
         palette.save(content, "PNG", optimize=True)
     return Image(content.getvalue(), format="png")
+
+
+def gallery(profile: str, captions: Mapping[str, str]) -> None:
+    """Shows those figures that were drawn, each under its caption and the name of the notebook that drew it.
+
+    captions: figure, such as "11_classification/cost" -> a line of Markdown.
+    """
+    for name, caption in captions.items():
+        for path in existing_figures(profile, [name]):
+            notebook = name.split("/")[0]
+            display(Markdown(f"**{caption}** ([{notebook}]({notebook}.ipynb))"), embedded(path))
+
+
+def interval(ends: Sequence[float], digits: int = 1) -> str:
+    """An interval as text: [63.7, 68.3]."""
+    return "[" + ", ".join(f"{end:.{digits}f}" for end in ends) + "]"
 
 
 def classification_rows(metrics: Mapping) -> list[dict]:

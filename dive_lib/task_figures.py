@@ -39,6 +39,11 @@ def label_maps(images: torch.Tensor, maps: Mapping[str, torch.Tensor], classes: 
     return figure
 
 
+def names_in(maps: torch.Tensor, classes: Sequence[str]) -> list[str]:
+    """What stands under each label map (n, h, w) of `label_maps`: the names in it, class 0 apart, one in a line."""
+    return ["\n".join(classes[c] for c in values.unique().tolist() if c > 0) for values in maps]
+
+
 def _colours(classes: Sequence[str]) -> list[tuple[float, float, float]]:
     words = [(" ".join(name.split()[:-1]), name.split()[-1]) for name in classes]
     firsts, lasts = (list(dict.fromkeys(part)) for part in zip(*words)) if words else ([], [])
@@ -52,7 +57,8 @@ def combinations(classes: Sequence[str], unseen: Sequence[str], values: Sequence
                  titles: Sequence[str], label: str = "pixels", top: float | None = None) -> Figure:
     """Names of two words as a grid of first by second word, a panel for each of `values` (K,); unseen ones are framed.
 
-    Names that have another number of words are left out. top: upper end of the scale, by default each panel's largest.
+    Names that have another number of words are left out; a value may be NaN (grey). top: upper end of the scale, by
+    default each panel's largest.
     """
     pairs = {name: name.split() for name in classes if len(name.split()) == 2}
     columns = list(dict.fromkeys(first for first, _ in pairs.values()))
@@ -62,7 +68,13 @@ def combinations(classes: Sequence[str], unseen: Sequence[str], values: Sequence
         grid = np.full((len(lines), len(columns)), np.nan)
         for name, (first, second) in pairs.items():
             grid[lines.index(second), columns.index(first)] = float(panel[classes.index(name)])
-        image = heat(axis, grid, columns, lines, "Blues", top or max(1.0, np.nanmax(grid, initial=0)))
+        end = top or max(1.0, np.nanmax(grid, initial=0))
+        axis.set_facecolor(PALE)
+        image = heat(axis, grid, columns, lines, "Blues", end)
+        for row, column in np.argwhere(~np.isnan(grid)):
+            value = grid[row, column]
+            axis.text(column, row, f"{value:.0f}" if end >= 10 else f"{value:.1f}", ha="center", va="center",
+                      fontsize=7.5, color="white" if value > 0.6 * end else INK)
         axis.set_title(title)
         axis.tick_params(axis="x", rotation=60)
         for name in unseen:

@@ -1,5 +1,6 @@
 """Vermouth's part of the report: its section of metrics.json and its table in the README."""
 
+import re
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -10,8 +11,12 @@ STAGES = ("features", "few_shot", "sketch_retrieval", "segmentation")
 
 PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
           "retrieval": ("mAP", "features as they are: photos of a sketch's class, mAP"),
-          "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU")}
+          "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU with background")}
 """Granularity in the metrics of `15_features` -> its measure and the name of its row."""
+
+WORDS = {"layout_ldm": "layout LDM", "dit": "DiT", "stable_diffusion": "Stable Diffusion", "pixels": "raw pixels",
+         "numbers_resnet": "ResNet of numbers", "resnet18": "ResNet-18", "dino": "DINO", "dinov2": "DINOv2"}
+"""Names of `backbones` -> what tables and figures call them."""
 
 
 def section(parts: Mapping) -> dict:
@@ -37,20 +42,23 @@ def rows(metrics: Mapping) -> list[dict]:
             break
         row, others = part["probe_best"][granularity], part["probe_backbones"]
         backbone = next(key for key, own in others.items() if own[granularity] == row)
-        beside = [f"{_words(key)} {others[key][granularity][measure]:.1f}" for key in others if key != backbone]
-        found.append({"name": f"{_words(backbone)}, {name} (t = {row['t']}, {row['stage']})", "value": row[measure],
+        beside = [f"{in_words(key)} {others[key][granularity][measure]:.1f}" for key in others if key != backbone]
+        beside += [f"chance {row['chance']:.1f}"] if "chance" in row else []
+        found.append({"name": f"{in_words(backbone)}, {name} (t = {row['t']}, {row['stage']})", "value": row[measure],
                       "interval": row[f"{measure}_ci95"], "beside": ", ".join(beside),
                       "images": row.get("n_images", row.get("queries")), "paper": ""})
     if "few_shot" in part:
         (methods,) = [own for key, own in part["few_shot"].items() if key != "chosen"][:1]
         most = max(methods["u_head"], key=int)
         beside = [f"best linear probe {methods['linear_probe'][most]['accuracy']:.1f}",
-                  f"network from scratch {methods['from_scratch'][most]['accuracy']:.1f}"]
+                  f"network from scratch {methods['from_scratch'][most]['accuracy']:.1f}",
+                  *_same_head(part, "few_shot", "accuracy")]
         found.append(_row(f"few-shot classification, {most} shots", methods["u_head"][most], "accuracy", beside,
                           f"{fmean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
     if "sketch_retrieval" in part:
         (methods,) = [own for key, own in part["sketch_retrieval"].items() if key != "chosen"][:1]
-        beside = [f"raw pixels {methods['pixels']['mAP']:.1f}", f"chance {methods['u_head']['chance']:.1f}"]
+        beside = [*_same_head(part, "sketch_retrieval", "mAP"), f"raw pixels {methods['pixels']['mAP']:.1f}",
+                  f"chance {methods['u_head']['chance']:.1f}"]
         found.append(_row("sketch retrieval, unseen classes, mAP", methods["u_head"], "mAP", beside,
                           f"{vermouth_paper.RETRIEVAL['Vermouth'][0]:.1f} ({vermouth_paper.RETRIEVAL_SETS[0]})"))
     if "segmentation" in part:
@@ -59,6 +67,7 @@ def rows(metrics: Mapping) -> list[dict]:
         for kind in ("seen", "unseen"):
             if f"mIoU_{kind}" in row:
                 beside = [f"{row['ratio']:.2f} of the seen ones"] if kind == "unseen" and "ratio" in row else []
+                beside += _same_head(part, "segmentation", f"mIoU_{kind}")
                 found.append(_row(f"open-vocabulary segmentation, {kind} names, mIoU", row, f"mIoU_{kind}", beside,
                                   published))
         own = row.get("handicapped", {})
@@ -85,6 +94,14 @@ def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -
             "images": row.get("n_images", row.get("queries")), "paper": paper}
 
 
-def _words(backbone: str) -> str:
-    known = {"numbers_resnet": "ResNet of numbers", "pixels": "raw pixels"}
-    return known.get(backbone) or backbone.replace("_", " ").replace("ldm", "LDM").replace("dit", "DiT")
+def _same_head(part: Mapping, task: str, measure: str) -> list[str]:
+    """The same head on untrained networks and on pixels, as far as the task's notebook has such rows."""
+    rows = part.get("ablations", {}).get(task, {})
+    return [f"the same head on {in_words(name.removeprefix('backbone '))} {row[measure]:.1f}"
+            for name, row in rows.items() if name.startswith(("backbone untrained", "backbone pixels"))]
+
+
+def in_words(text: str) -> str:
+    """A text with backbones named as in sentences: "backbone untrained_dit" -> "backbone untrained DiT"."""
+    names = "|".join(WORDS)
+    return re.sub(rf"\b({names})\b", lambda found: WORDS[found[0]], text.replace("untrained_", "untrained "))

@@ -58,7 +58,7 @@ def test_table_shows_present_rows_beside_the_paper():
     lines = report.results_table(METRICS).splitlines()
     assert lines[2] == ("| DIVE, the paper's optimiser | **33.3** [29.0, 38.0] | 49.7 | 160 |  | 1,850 "
                         "| 10.3 / 14.0 |")
-    assert lines[3] == "| DIVE, best search | **42.0** | 61.0 | 160 |  | 900 | \u2013 |"
+    assert lines[3] == "| best search (ours: local, no prior) | **42.0** | 61.0 | 160 |  | 900 | \u2013 |"
     assert len(lines) == 4 and {line.count("|") for line in lines} == {8}
     assert len(report.results_table({}).splitlines()) == 2
     fewer = {"detection": {"without_both": METRICS["detection"]["dive"] | {"dive_on_same_images": 24.91}}}
@@ -68,7 +68,7 @@ def test_table_shows_present_rows_beside_the_paper():
 def test_ablation_rows_carry_the_papers_numbers():
     first, second = report.ablation_rows(METRICS)
     assert (first["AP"], first["paper_AP"], first["paper_AP50"]) == (33.34, 10.3, 14.0)
-    assert "paper_AP" not in second and second["name"] == "DIVE, best search"
+    assert "paper_AP" not in second and second["name"] == "best search (ours: local, no prior)"
 
 
 def test_readme_is_updated_between_the_markers_only(tmp_path):
