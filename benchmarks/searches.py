@@ -4,8 +4,8 @@
     python -m benchmarks.searches --only straight_through local
 
 The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
-differs in one. Then come other searches. `relative_cost` is that in forward-equivalents to the reference's. A
-candidate is a row of CANDIDATES; results gather in runs/<profile>/benchmarks/<name>, and what is there already is not
+differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. `relative_cost`
+is that in forward-equivalents to the reference's. A candidate is a row of CANDIDATES; results gather in runs/<profile>/benchmarks/<name>, and what is there already is not
 computed again. The test split is never looked at.
 """
 
@@ -42,7 +42,8 @@ CANDIDATES = {
     "straight_through_190_steps": {"inversion": {"steps": 190}},
     "local": {"search": {}},
     "local_two_rounds": {"search": {"rounds": 2}},
-    "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"rounds": 1}},
+    "local_two_short_rounds": {"search": {"rounds": 2, "proposals": 60}},
+    "local_then_straight_through": {"inversion": {"steps": 60, "init_noise": 0.0}, "search": {"proposals": 80}},
 }
 
 

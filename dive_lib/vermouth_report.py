@@ -67,7 +67,7 @@ def rows(metrics: Mapping) -> list[dict]:
         for kind in ("seen", "unseen"):
             if f"mIoU_{kind}" in row:
                 beside = [f"{row['ratio']:.2f} of the seen ones"] if kind == "unseen" and "ratio" in row else []
-                beside += _same_head(part, "segmentation", f"mIoU_{kind}")
+                beside += _same_head(part, "segmentation", f"mIoU_{kind}", "backbone pixels")
                 found.append(_row(f"open-vocabulary segmentation, {kind} names, mIoU", row, f"mIoU_{kind}", beside,
                                   published))
         own = row.get("handicapped", {})
@@ -94,11 +94,11 @@ def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -
             "images": row.get("n_images", row.get("queries")), "paper": paper}
 
 
-def _same_head(part: Mapping, task: str, measure: str) -> list[str]:
-    """The same head on untrained networks and on pixels, as far as the task's notebook has such rows."""
+def _same_head(part: Mapping, task: str, measure: str, *more: str) -> list[str]:
+    """The same head on untrained networks, and in `more` rows, as far as the task's notebook has such rows."""
     rows = part.get("ablations", {}).get(task, {})
     return [f"the same head on {in_words(name.removeprefix('backbone '))} {row[measure]:.1f}"
-            for name, row in rows.items() if name.startswith(("backbone untrained", "backbone pixels"))]
+            for name, row in rows.items() if name.startswith(("backbone untrained", *more))]
 
 
 def in_words(text: str) -> str:

@@ -29,6 +29,23 @@ def parts():
             "segmentation": {"chosen": {}, "scenes/test": pixels, "paper": {}}}
 
 
+def test_backbones_are_named_in_words():
+    assert vermouth_report.in_words("backbone untrained_dit") == "backbone untrained DiT"
+    assert vermouth_report.in_words("with expert untrained_numbers_resnet") == "with expert untrained ResNet of numbers"
+    assert vermouth_report.in_words("conditions, raw: pixels of dinov2, dino") == \
+        "conditions, raw: raw pixels of DINOv2, DINO"
+
+
+def test_controls_stand_beside_the_headline():
+    few, found = ({"accuracy": 40.04}, {"mIoU_seen": 9.0, "mIoU_unseen": 4.0})
+    metrics = parts() | {"few_shot": parts()["few_shot"] | {"ablations": {
+        "backbone untrained_dit": few, "backbone dit": few, "backbone pixels": few}}}
+    metrics["segmentation"]["ablations"] = {"backbone pixels": found, "adapter on layout_ldm": found}
+    lines = vermouth_report.table({"vermouth": vermouth_report.section(metrics)}).splitlines()
+    assert "untrained DiT 40.0 |" in lines[5] and lines[5].count("the same head on") == 1
+    assert "the same head on raw pixels 9.0 |" in lines[7] and "seen ones, the same head on raw pixels 4.0 |" in lines[8]
+
+
 def test_section_holds_the_headline_numbers_and_leaves_the_papers_out():
     section = vermouth_report.section(parts())
     assert set(section) == {*vermouth_report.STAGES[1:], "probe_best", "probe_control", "probe_backbones", "ablations"}
