@@ -5,8 +5,8 @@
 
 The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
 differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. `relative_cost`
-is that in forward-equivalents to the reference's. A candidate is a row of CANDIDATES; results gather in runs/<profile>/benchmarks/<name>, and what is there already is not
-computed again. The test split is never looked at.
+is that in forward-equivalents to the reference's. A candidate is a row of CANDIDATES; results gather in
+runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is never looked at.
 """
 
 import argparse
