@@ -232,10 +232,9 @@ def early_stopping_curve(rows: Sequence[Mapping]) -> Figure:
         x = 100 * row["saving"]
         if row.get("AP_ci95"):
             axis.plot([x, x], row["AP_ci95"], color=SKY, linewidth=4, solid_capstyle="butt", zorder=1)
-        label = row["patience"] if row["saving"] else "no stopping"
-        axis.annotate(label, (x, row["AP"]), (6, 6), textcoords="offset points")
-    axis.set(xlabel="steps saved, percent (number: patience in steps)", ylabel="AP, percent", ylim=(0, None),
-             xlim=(-3, 103))
+        axis.annotate(row["patience"], (x, row["AP"]), (6, 6), textcoords="offset points")
+    axis.set(xlabel="steps saved, percent (number: patience in steps; all of them: no stopping)",
+             ylabel="AP, percent", ylim=(0, None), xlim=(-3, 103))
     return figure
 
 
