@@ -43,7 +43,8 @@ def test_controls_stand_beside_the_headline():
     metrics["segmentation"]["ablations"] = {"backbone pixels": found, "adapter on layout_ldm": found}
     lines = vermouth_report.table({"vermouth": vermouth_report.section(metrics)}).splitlines()
     assert "untrained DiT 40.0 |" in lines[5] and lines[5].count("the same head on") == 1
-    assert "the same head on raw pixels 9.0 |" in lines[7] and "seen ones, the same head on raw pixels 4.0 |" in lines[8]
+    assert "the same head on raw pixels 9.0 |" in lines[7]
+    assert "seen ones, the same head on raw pixels 4.0 |" in lines[8]
 
 
 def test_section_holds_the_headline_numbers_and_leaves_the_papers_out():
