@@ -101,9 +101,9 @@ def results_table(metrics: Mapping) -> str:
         row = metrics.get("detection", {}).get(key)
         if row is None:
             continue
-        interval = row.get("AP_ci95")
+        ends = row.get("AP_ci95")
         paper = PAPER_TABLE_3.get(key)
-        cells = [f"**{row['AP']:.1f}**" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""),
+        cells = [f"**{row['AP']:.1f}**" + (f" {interval(ends)}" if ends else ""),
                  f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['dive_on_same_images']:.1f}"
                  if "dive_on_same_images" in row else "", f"{row['forward_equivalents']:,.0f}",
                  f"{paper['AP']:.1f} / {paper['AP50']:.1f}" if paper else "\N{EN DASH}"]
@@ -179,13 +179,12 @@ def classification_table(metrics: Mapping) -> str:
     rows = classification_rows(metrics)
     most = max((row["n_images"] for row in rows), default=0)
     for row in rows:
-        low, high = row["accuracy_ci95"]
         beside = f"{row['accuracy'] - row['difference']:.1f}" if row["n_images"] < most and "difference" in row else ""
         cost = f"{row['forward_equivalents']:,.0f}"
         cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
-        cells = [row["name"], f"**{row['accuracy']:.1f}** [{low:.1f}, {high:.1f}]", f"{row['n_images']}", beside, cost,
-                 paper]
+        cells = [row["name"], f"**{row['accuracy']:.1f}** {interval(row['accuracy_ci95'])}", f"{row['n_images']}",
+                 beside, cost, paper]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
