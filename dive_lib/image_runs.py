@@ -11,19 +11,17 @@ folder belongs to one spec: results of another spec are removed.
 """
 
 import argparse
-import os
+import contextlib
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from dive_lib import checkpoint, paths, stage_scratch
 from dive_lib.files import read_json, write_json
-from dive_lib.progress import Progress, silent
+from dive_lib.progress import Progress, silent, written_to
+from dive_lib.side_by_side import copies
 
 
 class Runner(Protocol):
@@ -53,8 +51,8 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
     empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The
     scratch folder goes when the stage has ended well (`stage_scratch`); outside a stage it stays until `forget`. One
-    worker is this process; several are processes that share the processor cores. Raises RuntimeError with a process's
-    last words if one fails.
+    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`). Raises
+    RuntimeError with a copy's traceback if one fails.
     """
     stage_scratch.keep(_scratch(spec))
     target, directory = Path(directory), prepare(_scratch(spec), spec)
@@ -64,7 +62,7 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
             with silent():
                 run_shard(directory, runner, report=progress.update)
         elif done < progress.total:
-            _run_processes(directory, spec, runner.__module__, workers, progress)
+            _run_copies(directory, spec, runner, workers, progress)
     results = collect(directory)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(directory, target, ignore=shutil.ignore_patterns(".*"))
@@ -114,13 +112,10 @@ def command(runner: type[Runner]) -> None:
     parser = argparse.ArgumentParser(description="Computes one shard of a run.")
     parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
     parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
-    parser.add_argument("--worker", action="store_true", help="end when the standard input does, as a worker of `run`")
     arguments = parser.parse_args()
     shard, _, shards = arguments.shard.partition("/")
     if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
         parser.error(f"--shard {arguments.shard}: expected i/n with 0 <= i < n, such as 0/8 to 7/8")
-    if arguments.worker:
-        threading.Thread(target=_end_with_input, daemon=True).start()
     run_shard(arguments.directory, runner, int(shard), int(shards))
 
 
@@ -129,37 +124,18 @@ def seconds_per_image(results: list[dict], workers: int) -> float:
     return round(sum(r["seconds"] for r in results) / len(results) / workers, 4)
 
 
-def _end_with_input() -> None:
-    """A process that was killed cannot end its workers; but the pipe that they read from closes, however it died."""
-    os.read(sys.stdin.fileno(), 1)  # unbuffered: a buffer that is being read cannot be closed at the end
-    os._exit(1)
+def _run_copies(directory: Path, spec: dict, runner: type[Runner], workers: int, progress: Progress) -> None:
+    lines = [directory / f".shard-{k}.txt" for k in range(workers)]
 
+    def shard(k: int) -> None:
+        with written_to(lines[k]):
+            run_shard(directory, runner, k, workers)
 
-def _run_processes(directory: Path, spec: dict, module: str, workers: int, progress: Progress) -> None:
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DIVE_PROGRESS": ""}
-    commands = [[sys.executable, "-m", module, str(directory), "--shard", f"{k}/{workers}", "--worker"]
-                for k in range(workers)]
-    logs = [directory / f".shard-{k}.log" for k in range(workers)]
-    processes = []
-    try:
-        for arguments, log in zip(commands, logs):
-            with log.open("w") as stream:
-                processes.append(subprocess.Popen(arguments, cwd=Path(__file__).parent.parent, env=environment,
-                                                  stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stream))
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            time.sleep(0.2)  # images end batch by batch; between them, one worker's own line shows that work goes on
-            lines = logs[0].read_text().splitlines()
-            progress.update(_present(directory, spec) - progress.done, worker=lines[-1] if lines else "starts")
-        for process, log in zip(processes, logs):
-            if process.poll():
-                raise RuntimeError(f"{progress.label} failed:\n{log.read_text()[-2000:]}")
-        progress.update(_present(directory, spec) - progress.done)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-            process.stdin.close()
+    with contextlib.closing(copies([partial(shard, k) for k in range(workers)], workers, progress.label,
+                                   every=0.2)) as answers:
+        for _ in answers:  # images end batch by batch; between them, one worker's own line shows that work goes on
+            line = lines[0].read_text() if lines[0].exists() else "starts"
+            progress.update(_present(directory, spec) - progress.done, worker=line)
 
 
 def _scratch(spec: dict) -> Path:

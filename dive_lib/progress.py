@@ -10,6 +10,7 @@
 * In a terminal the line is rewritten at most twice per second; in a log file a new line comes every 30 seconds.
 * `python -m dive_lib.run` passes the name of a small text file in `DIVE_PROGRESS`; the line is also written there,
   and the runner shows it while a notebook executes, so `dvc repro` is never silent.
+* A process beside the one that shows its line writes its own into a file alone (`written_to`).
 * Under pytest nothing is shown.
 """
 
@@ -25,6 +26,7 @@ LOG_SECONDS = 30.0
 
 
 _silenced = 0
+_file: Path | None = None
 
 
 @contextlib.contextmanager
@@ -36,6 +38,18 @@ def silent() -> Iterator[None]:
         yield
     finally:
         _silenced -= 1
+
+
+@contextlib.contextmanager
+def written_to(file: Path) -> Iterator[None]:
+    """Lines that begin in this block go to a small text file, the last one alone, and nowhere else."""
+    global _silenced, _file
+    before = _silenced, _file
+    _silenced, _file = 0, file
+    try:
+        yield
+    finally:
+        _silenced, _file = before
 
 
 class Progress:
@@ -128,19 +142,33 @@ class LiveLine:
         self.stream.flush()
 
 
-class _Notebook:
-    """One display of a Jupyter kernel, updated in place, and the runner's text file where there is one."""
+class _File:
+    """A text file with the present line; the last one has a line end."""
 
-    def __init__(self, display, file: str | None):
-        self._display, self._handle = display, None
-        self._file = Path(file) if file else None
+    def __init__(self, file: Path):
+        self._file: Path | None = file
 
     def show(self, line: str, last: bool = False) -> None:
         if self._file:
             try:
                 self._file.write_text(line + "\n" * last, encoding="utf-8")
-            except OSError:  # the runner has gone; the work itself must not stop for that
+            except OSError:  # who reads it has gone; the work itself must not stop for that
                 self._file = None
+
+    def end(self, line: str) -> None:
+        self.show(line, last=True)
+
+
+class _Notebook:
+    """One display of a Jupyter kernel, updated in place, and the runner's text file where there is one."""
+
+    def __init__(self, display, file: str | None):
+        self._display, self._handle = display, None
+        self._file = _File(Path(file)) if file else None
+
+    def show(self, line: str, last: bool = False) -> None:
+        if self._file:
+            self._file.show(line, last)
         bundle = {"text/plain": line}
         if self._handle is None:
             self._handle = self._display(bundle, raw=True, display_id=True)
@@ -162,6 +190,8 @@ class _Silent:
 def _choose_sink():
     if _silenced or "PYTEST_CURRENT_TEST" in os.environ:
         return _Silent()
+    if _file:
+        return _File(_file)
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     if shell is not None and hasattr(shell, "kernel"):

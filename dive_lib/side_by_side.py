@@ -1,16 +1,18 @@
-"""Independent small trainings side by side, each on one core.
+"""Independent calls side by side, each on one core.
 
 A small network gains little from a second core, whose threads wait for each other after every operation; two such
-networks, each on a core of its own, gain nearly all of it. The calls run in forked copies of this process, so they may
-be closures over models and images that were read before; what they return must be picklable (numbers, arrays).
+networks, each on a core of its own, gain nearly all of it. The calls run in forked copies of this process, so they
+start at once, with all that is loaded, and may be closures over models and images that were read before; what they
+return must be picklable (numbers, arrays).
 """
 
+import contextlib
 import multiprocessing
 import os
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -37,26 +39,40 @@ def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, u
                     results[k] = call()
                 progress.update()
             return results
-        if torch.cuda.is_initialized():
-            raise RuntimeError(f"{label}: a process that uses a GPU cannot be copied; set workers to 1")
-        waiting, running = list(enumerate(calls)), {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    k, call = waiting.pop(0)
-                    process, answer = _start(call)
-                    running[answer] = k, process
-                for answer in wait(list(running)):
-                    k, process = running[answer]
-                    results[k] = _received(answer, label)
-                    process.join()
-                    del running[answer]
-                    progress.update()
-        finally:
-            for _, process in running.values():
-                process.terminate()
-                process.join()
+        with contextlib.closing(copies(calls, workers, label)) as answers:
+            for k, results[k] in answers:
+                progress.update()
     return results
+
+
+def copies(calls: Sequence[Callable[[], Any]], workers: int, label: str,
+           every: float | None = None) -> Iterator[tuple[int | None, Any]]:
+    """(number, result) of each call as it ends, `workers` at a time; (None, None) after `every` seconds without one.
+
+    All copies end when this is closed (`contextlib.closing`), or with this process.
+    """
+    if torch.cuda.is_initialized():
+        raise RuntimeError(f"{label}: a process that uses a GPU cannot be copied; set workers to 1")
+    waiting, running = list(enumerate(calls)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                k, call = waiting.pop(0)
+                process, answer = _start(call)
+                running[answer] = k, process
+            ended = wait(list(running), every)
+            for answer in ended:
+                k, process = running[answer]
+                result = _received(answer, label)
+                process.join()
+                del running[answer]
+                yield k, result
+            if not ended:
+                yield None, None
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
 
 
 def _start(call: Callable[[], Any]) -> tuple[multiprocessing.Process, Connection]:

@@ -144,10 +144,7 @@ def test_paths_are_those_of_the_run(world, tmp_path):
         assert result["states_visited"] <= len(set(way["classes"])) + 1
 
 
-def test_processes_share_the_images(tmp_path, monkeypatch):
-    """The command line that `run` starts, on the real repository root."""
-    world = class_world.make(tmp_path, monkeypatch)
-    monkeypatch.undo()
+def test_processes_share_the_images(world, tmp_path):
     described = spec(world, {"method": "enumerate"}, image_ids=world.ids("test")[:4], batch=2)
     results = classifications.run(tmp_path / "out", described, workers=2, label="test")
     assert [r["image_id"] for r in results] == described["image_ids"]

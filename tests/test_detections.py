@@ -1,9 +1,6 @@
 """Detection runs on tiny models: shards, interruption, scores and what shorter runs would have given."""
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -169,31 +166,27 @@ def test_a_run_without_a_method_is_refused(world):
         spec(start="nowhere")
 
 
-def test_processes_share_the_images(world, monkeypatch):
-    """The command line that `run` starts, on the real repository root."""
-    monkeypatch.undo()
-    real = spec_for_subprocess(world)
-    results = detections.run(world / "out", real, workers=2, label="test")
-    assert [r["image_id"] for r in results] == real["image_ids"] and len(list((world / "out").glob("0*.json"))) == 2
+def test_processes_share_the_images(world):
+    described = two_images(world)
+    results = detections.run(world / "out", described, workers=2, label="test")
+    assert [r["image_id"] for r in results] == described["image_ids"]
+    assert len(list((world / "out").glob("0*.json"))) == 2
 
 
-def test_a_worker_ends_when_its_parent_does(world, monkeypatch):
-    """However the parent died, the pipe that it held is closed."""
-    monkeypatch.undo()
-    folder = image_runs.prepare(world / "run", spec_for_subprocess(world, steps=10**6))
-    root = Path(detections.__file__).parent.parent
-    worker = subprocess.Popen([sys.executable, "-m", "dive_lib.detections", folder, "--worker"], cwd=root,
-                              stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            worker.wait(8)
-        worker.stdin.close()
-        assert worker.wait(30) == 1
-    finally:
-        worker.kill()
+def test_a_share_is_a_command(world, monkeypatch):
+    folder = image_runs.prepare(world / "run", two_images(world))
+    monkeypatch.setattr("sys.argv", ["detections", str(folder), "--shard=1/2"])
+    image_runs.command(detections.Runner)
+    assert [path.name for path in folder.glob("0*.json")] == ["000000000002.json"]
 
 
-def spec_for_subprocess(world, steps=2):
+def test_what_fails_in_a_process_is_told(world, monkeypatch):
+    monkeypatch.setattr(detections.Runner, "results", None)
+    with pytest.raises(RuntimeError, match="(?s)test failed.*'NoneType' object is not callable"):
+        detections.run(world / "out", two_images(world), workers=2, label="test")
+
+
+def two_images(world):
     return detections.make_spec(data=str(world / "scenes"), split="test", image_ids=[1, 2],
                                 first_stage=str(world / "first_stage"), layout_ldm=str(world / "ldm"),
-                                inversion=SETTINGS | {"steps": steps}, batch=1)
+                                inversion=SETTINGS | {"steps": 2}, batch=1)

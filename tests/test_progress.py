@@ -149,3 +149,12 @@ def test_parts_of_what_has_a_line_can_be_silent(monkeypatch, capsys):
         bar.update()
     shown = capsys.readouterr().err
     assert "outer: done" in shown and "inner" not in shown
+
+
+def test_a_line_for_a_file_is_written_nowhere_else(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    with progress.silent(), progress.written_to(tmp_path / "line.txt"), Progress(2, "training") as bar:
+        assert (tmp_path / "line.txt").read_text().startswith("training: 0/2 steps")
+        bar.update(2)
+    assert (tmp_path / "line.txt").read_text() == "training: done, 2 steps\n"
+    assert progress._silenced == 0 and capsys.readouterr().err == ""
