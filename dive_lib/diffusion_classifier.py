@@ -17,10 +17,8 @@ from dive_lib.progress import Progress
 
 
 def antithetic_pairs(objective: Objective, config: InversionConfig) -> Pairs:
-    """Fixed pairs whose every second noise is the opposite of the one before: what is odd in it cancels."""
-    pairs = fixed_pairs(objective, config)
-    pairs.noise[1::2] = -pairs.noise[:len(pairs) // 2 * 2:2]
-    return pairs
+    """Fixed pairs whose every second noise is the opposite of the one before."""
+    return fixed_pairs(objective, config).antithetic()
 
 
 def shared_pairs(objective: Objective, config: InversionConfig) -> Pairs:

@@ -33,7 +33,8 @@ class SearchConfig:
     step. t_low, t_high: their range; coarse_t_low, coarse_t_high: while classes are unknown (at high noise a box
     attracts from farther away). steps_px: step sizes of the refinement before, and polish_px after the class
     is known. propose_gain: least fall of the error for which a box without a class is added. keep_gain: least rise of
-    the loss for which an object is kept. seed: of the noises.
+    the loss for which an object is kept. antithetic: every second noise is the opposite of the one before. seed: of
+    the noises.
     """
 
     rounds: int = 2
@@ -51,13 +52,14 @@ class SearchConfig:
     polish_px: tuple[int, ...] = (4, 2, 2)
     propose_gain: float = 0.0003
     keep_gain: float = 0.001
+    antithetic: bool = False
     seed: int = 0
 
     @property
     def monitor(self) -> InversionConfig:
         """Settings under which `inversion.monitor_pairs` draws the pairs that score what was found."""
         return InversionConfig(t_low=self.t_low, t_high=self.t_high, t_interval=1, monitor_pairs=self.monitor_pairs,
-                               seed=self.seed)
+                               antithetic=self.antithetic, seed=self.seed)
 
 
 def box_proposals(tokens: torch.Tensor, grid, count: int, seed: int = 0, rounds: int = 20) -> torch.Tensor:
@@ -153,7 +155,8 @@ class LocalSearch:
         low, high = (config.coarse_t_low, config.coarse_t_high) if coarse else (config.t_low, config.t_high)
         t = evenly_spaced(low, high, max(1, (high - low) // count))[:count]
         generator = torch.Generator().manual_seed(config.seed * 1000 + salt)
-        return Pairs.draw(self.objective.ldm, t, generator, prior=False)
+        pairs = Pairs.draw(self.objective.ldm, t, generator, prior=False)
+        return pairs.antithetic() if config.antithetic else pairs
 
     def maps(self, candidates: torch.Tensor, pairs: Pairs, images: torch.Tensor | None = None) -> torch.Tensor:
         """Error maps (I, C, h, w) of candidate layouts (I, C, N, 5), in units of the mean loss per cell.

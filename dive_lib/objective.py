@@ -45,6 +45,13 @@ class Pairs:
     def __getitem__(self, index) -> "Pairs":
         return Pairs(self.t[index], self.noise[index], self.prior_noise[index])
 
+    def antithetic(self) -> "Pairs":
+        """These pairs with every second noise the opposite of the one before: what is odd in it cancels."""
+        noise, prior_noise = self.noise.clone(), self.prior_noise.clone()
+        for noises in (noise, prior_noise):
+            noises[1::2] = -noises[:len(self) // 2 * 2:2]
+        return Pairs(self.t, noise, prior_noise)
+
     def to(self, device: torch.device | str) -> "Pairs":
         """The same pairs on another device."""
         return Pairs(self.t.to(device), self.noise.to(device), self.prior_noise.to(device))

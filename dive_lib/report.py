@@ -18,6 +18,7 @@ from IPython.display import Image, Markdown, display
 
 from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, write_text
+from dive_lib.wording import interval
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -157,11 +158,6 @@ def gallery(profile: str, captions: Mapping[str, str]) -> None:
         for path in existing_figures(profile, [name]):
             notebook = name.split("/")[0]
             display(Markdown(f"**{caption}** ([{notebook}]({notebook}.ipynb))"), embedded(path))
-
-
-def interval(ends: Sequence[float], digits: int = 1) -> str:
-    """An interval as text: [63.7, 68.3]."""
-    return "[" + ", ".join(f"{end:.{digits}f}" for end in ends) + "]"
 
 
 def classification_rows(metrics: Mapping) -> list[dict]:

@@ -31,6 +31,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# With this package jsonschema, which checks notebooks, parses a grammar of web addresses: a second at every start.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 import nbformat
 from nbformat import NotebookNode
 

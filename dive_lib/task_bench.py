@@ -153,6 +153,14 @@ class Bench:
         return self.model["workers"]
 
 
+def differing(changes: Mapping[str, tuple[dict, dict]], chosen: dict, head: Mapping) -> dict[str, tuple[dict, dict]]:
+    """An ablation's rows {title: (source, changed settings of the head)}: "as chosen" first, and what is not equal to
+    it. chosen: its source; head: its settings."""
+    return {"as chosen": (chosen, {})} | {
+        title: (source, changed) for title, (source, changed) in changes.items()
+        if source != chosen or any(head.get(key) != value for key, value in changed.items())}
+
+
 def training(settings: Mapping, images: int, seed: int) -> TrainingConfig:
     """settings: {"steps": or 0 for "epochs" of all images, "epochs", "batch_size", "lr", "weight_decay"}."""
     steps = settings["steps"] or settings["epochs"] * -(-images // settings["batch_size"])

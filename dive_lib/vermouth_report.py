@@ -1,10 +1,10 @@
 """Vermouth's part of the report: its section of metrics.json and its table in the README."""
 
-import re
 from collections.abc import Mapping
 from statistics import fmean
 
 from dive_lib import vermouth_paper
+from dive_lib.wording import in_words, interval
 
 STAGES = ("features", "few_shot", "sketch_retrieval", "segmentation")
 """Metrics files of the notebooks 15 to 18."""
@@ -13,11 +13,6 @@ PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
           "retrieval": ("mAP", "features as they are: photos of a sketch's class, mAP"),
           "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU with background")}
 """Granularity in the metrics of `15_features` -> its measure and the name of its row."""
-
-WORDS = {"layout_ldm": "layout LDM", "dit": "DiT", "stable_diffusion": "Stable Diffusion", "pixels": "raw pixels",
-         "numbers_resnet": "ResNet of numbers", "resnet18": "ResNet-18", "dino": "DINO", "dinov2": "DINOv2"}
-"""Names of `backbones` -> what tables and figures call them."""
-
 
 def section(parts: Mapping) -> dict:
     """metrics["vermouth"] from the content of those metrics files that were written; without the paper's numbers."""
@@ -82,9 +77,8 @@ def table(metrics: Mapping) -> str:
     header = ["what the frozen model is asked", "percent [95 % interval]", "beside it", "images", "paper, other data"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in rows(metrics):
-        low, high = row["interval"]
-        cells = [row["name"], f"**{row['value']:.1f}** [{low:.1f}, {high:.1f}]", row["beside"], f"{row['images']:,}",
-                 row["paper"] or "\N{EN DASH}"]
+        cells = [row["name"], f"**{row['value']:.1f}** {interval(row['interval'])}", row["beside"],
+                 f"{row['images']:,}", row["paper"] or "\N{EN DASH}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
@@ -99,9 +93,3 @@ def _same_head(part: Mapping, task: str, measure: str, *more: str) -> list[str]:
     rows = part.get("ablations", {}).get(task, {})
     return [f"the same head on {in_words(name.removeprefix('backbone '))} {row[measure]:.1f}"
             for name, row in rows.items() if name.startswith(("backbone untrained", *more))]
-
-
-def in_words(text: str) -> str:
-    """A text with backbones named as in sentences: "backbone untrained_dit" -> "backbone untrained DiT"."""
-    names = "|".join(WORDS)
-    return re.sub(rf"\b({names})\b", lambda found: WORDS[found[0]], text.replace("untrained_", "untrained "))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dive_lib.inversion import InversionConfig, _Run, invert, monitor_pairs
+from dive_lib.inversion import InversionConfig, _Run, fixed_pairs, invert, monitor_pairs
 from dive_lib.objective import Pairs
 from tests.tiny import latents, layouts, objective
 
@@ -133,3 +133,13 @@ def test_weights_receive_no_gradients():
 def test_refuses_settings_that_make_no_sense(settings):
     with pytest.raises(ValueError):
         dataclasses.replace(CONFIG, **settings)
+
+
+def test_noises_of_fixed_pairs_and_monitor_may_be_opposite():
+    dive = objective()
+    for draw in (fixed_pairs, monitor_pairs):
+        own, opposite = (draw(dive, dataclasses.replace(CONFIG, antithetic=antithetic)) for antithetic in (False, True))
+        half = len(own) // 2 * 2
+        assert torch.equal(own.t, opposite.t) and half >= 4 and opposite.prior_noise.numel()
+        for before, after in ((own.noise, opposite.noise), (own.prior_noise, opposite.prior_noise)):
+            assert torch.equal(before[::2], after[::2]) and torch.equal(after[1::2], -before[:half:2])

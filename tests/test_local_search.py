@@ -102,3 +102,9 @@ def test_packs_hold_every_box_once_and_keep_their_distance():
 def test_proposals_are_typical_boxes():
     proposals = box_proposals(layouts(), GRID, count=2)
     assert sorted(proposals.tolist()) == [[1, 2, 7, 10], [8, 3, 15, 15]]
+
+
+def test_noises_may_be_opposite():
+    search = LocalSearch(Objective(layout_ldm()), latents(1), dataclasses.replace(CONFIG, antithetic=True), BOXES)
+    noise = search.pairs(5, 1).noise
+    assert len(noise) == 5 and torch.equal(noise[1::2], -noise[:4:2]) and search.config.monitor.antithetic

@@ -29,13 +29,6 @@ def parts():
             "segmentation": {"chosen": {}, "scenes/test": pixels, "paper": {}}}
 
 
-def test_backbones_are_named_in_words():
-    assert vermouth_report.in_words("backbone untrained_dit") == "backbone untrained DiT"
-    assert vermouth_report.in_words("with expert untrained_numbers_resnet") == "with expert untrained ResNet of numbers"
-    assert vermouth_report.in_words("conditions, raw: pixels of dinov2, dino") == \
-        "conditions, raw: raw pixels of DINOv2, DINO"
-
-
 def test_controls_stand_beside_the_headline():
     few, found = ({"accuracy": 40.04}, {"mIoU_seen": 9.0, "mIoU_unseen": 4.0})
     metrics = parts() | {"few_shot": parts()["few_shot"] | {"ablations": {

@@ -217,3 +217,10 @@ def test_training_lengths():
     assert training(HEAD, 100, 0).steps == 3
     assert training(HEAD | {"steps": 0, "epochs": 2}, 17, 0).steps == 6
     assert np.isclose(training(HEAD, 1, 0).lr, 0.01)
+
+
+def test_an_ablation_leaves_out_what_was_chosen():
+    changes = {"fusion pico": (SOURCE, {"fusion": "pico"}), "fusion add": (SOURCE, {"fusion": "add"}),
+               "backbone dit": (SOURCE | {"backbone": "dit"}, {}), "backbone pixels": (PIXELS, {})}
+    assert task_bench.differing(changes, SOURCE, HEAD) == {
+        "as chosen": (SOURCE, {}), "fusion add": (SOURCE, {"fusion": "add"}), "backbone pixels": (PIXELS, {})}
