@@ -105,6 +105,7 @@ def layout_rows(backbone, t: int, stage: str, data: Dataset, image_ids: Sequence
     rest = [k for k in range(len(ids)) if k not in set(train)]
     val, test = rest[::3] or rest, [k for place, k in enumerate(rest) if place % 3] or rest
     sample, classes = probes.sample_pixels(truth[train], PIXELS), 1 + len(data.grid.classes)
+    digits = range(1, classes)  # 0 is background
     rows = {}
     for kind in layout_conditions.KINDS:
         condition = layout_conditions.layouts(kind, data, ids, found)
@@ -113,9 +114,9 @@ def layout_rows(backbone, t: int, stage: str, data: Dataset, image_ids: Sequence
         cross = [torch.nn.functional.interpolate(maps[name], maps[stage].shape[2:], mode="bilinear")
                  for name in backbone.cross_stages]
         for name, own in ((kind, maps[stage]), (f"{kind} + attention", torch.cat([maps[stage], *cross], 1))):
-            _, strength = probes.segmentation_counts(own[train], sample, own[val], truth[val], classes)
+            _, strength = probes.segmentation_counts(own[train], sample, own[val], truth[val], classes, named=digits)
             counts, _ = probes.segmentation_counts(own[train], sample, own[test], truth[test], classes, strength)
-            result = evaluate_segmentation(counts, {"all": range(classes)}, resamples=resamples, seed=seed)
+            result = evaluate_segmentation(counts, {"all": digits}, resamples=resamples, seed=seed)
             rows[name] = {"mIoU": result["mIoU_all"], "mIoU_ci95": result["mIoU_all_ci95"], "n_images": len(test),
                           "leaks": kind in layout_conditions.LEAKS}
     return rows

@@ -30,8 +30,9 @@ class Labelled:
 class ProbeData:
     """photos, scenes: by split (train, val, test). sketches, gallery: by "val" (seen classes) and "test" (unseen).
 
-    classes: of the photos. sketch_classes: names by split. scene_classes: what a label map's values mean. side: photos'
-    features are averaged to side x side before a probe reads them.
+    classes: of the photos. sketch_classes: names by split. scene_classes: what a label map's values mean; background:
+    those of them that are no part of a mean. side: photos' features are averaged to side x side before a probe reads
+    them.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,12 @@ class ProbeData:
     scene_classes: tuple[str, ...]
     scenes: dict[str, Labelled]
     side: int = 1
+    background: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> list[int]:
+        """Indices of the scene classes but the background."""
+        return [k for k, name in enumerate(self.scene_classes) if name not in self.background]
 
     def summary(self) -> dict[str, int]:
         """Numbers of images."""
@@ -65,7 +72,8 @@ def load(data: VermouthData, counts: Mapping[str, Sequence[int]], *, last_word: 
                         for kind, name in (("sketches", "sketches"), ("photos", "gallery")))
     train, val = data.segmentation_train, data.segmentation_val
     same = [part for part in data.segmentation_tests.values() if tuple(part.classes) == tuple(train.classes)]
-    names = [name.split()[-1] if last_word else name for name in train.classes]
+    short = {name: name.split()[-1] if last_word else name for name in train.classes}
+    names = list(short.values())
     classes = tuple(dict.fromkeys(names))
     meaning = torch.tensor([classes.index(name) for name in names])
     splits = {"train": (train, range(len(train))), "val": (val, range(0, len(val), 1 if same else 2)),
@@ -76,7 +84,7 @@ def load(data: VermouthData, counts: Mapping[str, Sequence[int]], *, last_word: 
         labels = images.load_labels(chosen)
         scenes[split] = Labelled(images.load_images(chosen), torch.where(labels >= 0, meaning[labels.clamp(min=0)], -1))
     return ProbeData(few.classes, photos, {split: part.classes for split, part in parts.items()}, queries, gallery,
-                     classes, scenes)
+                     classes, scenes, background=tuple(short[name] for name in train.background))
 
 
 def of_classes(data: ClassData, per_class: int, *, side: int, seed: int) -> ProbeData:

@@ -93,7 +93,7 @@ def report(backbone, cell: Cell, data: ProbeData, cache: FeatureCache, *, resamp
     maps = _take(backbone, cell.t, [cell.stage], cache, MAP_SIDE, train, test)
     counts, _ = probes.segmentation_counts(maps[0][cell.stage], probes.sample_pixels(train.labels, PIXELS),
                                            maps[1][cell.stage], test.labels, len(data.scene_classes), cell.strength)
-    result = evaluate_segmentation(counts, {"all": range(len(data.scene_classes))}, resamples=resamples, seed=seed)
+    result = evaluate_segmentation(counts, {"all": data.named}, resamples=resamples, seed=seed)
     return row | {"mIoU": result["mIoU_all"], "mIoU_ci95": result["mIoU_all_ci95"],
                   "pixel_accuracy": result["pixel_accuracy"], "n_images": result["n_images"]}
 
@@ -140,8 +140,8 @@ def _segmentation(backbone, t: int, data: ProbeData, cache: FeatureCache) -> lis
     cells = []
     for stage in backbone.stages:
         counts, strength = probes.segmentation_counts(maps[0][stage], sample, maps[1][stage], val.labels,
-                                                      len(data.scene_classes))
-        value, (low, high) = probes.mean_iou(counts, RESAMPLES)
+                                                      len(data.scene_classes), named=data.named)
+        value, (low, high) = probes.mean_iou(counts, RESAMPLES, named=data.named)
         cells.append(Cell("segmentation", t, stage, value, low, high, strength))
     return cells
 

@@ -145,18 +145,22 @@ def segment(probe: RidgeProbe, features: torch.Tensor, strength: int, side: int,
 
 
 def segmentation_counts(train: torch.Tensor, sample: PixelSample, test: torch.Tensor, truth: torch.Tensor,
-                        classes: int, strength: int | None = None) -> tuple[torch.Tensor, int]:
-    """Counts (n, 3, K) of `overlaps` of test images with label maps truth (n, S, S), and the strength, as
-    `classify`."""
+                        classes: int, strength: int | None = None, *,
+                        named: Sequence[int] | None = None) -> tuple[torch.Tensor, int]:
+    """Counts (n, 3, K) of `overlaps` of test images with label maps truth (n, S, S), and the strength, as `classify`.
+
+    named: the classes whose mean chooses the strength; all by default."""
     probe = fit_pixels(train, sample, classes)
     # Two of the strengths: there are many more pixels than channels.
     tried = (1, 3) if strength is None else (strength,)
     counts = {k: overlaps(segment(probe, test, k, truth.shape[-1]), truth, classes) for k in tried}
-    best = max(counts, key=lambda k: (mean_iou(counts[k]), k))
+    best = max(counts, key=lambda k: (mean_iou(counts[k], named=named), k))
     return counts[best], best
 
 
-def mean_iou(counts: torch.Tensor, resamples: int = 1) -> tuple[float, list[float]]:
-    """mIoU in percent over the classes that occur, and its interval over images."""
-    row = evaluate_segmentation(counts, {"all": range(counts.shape[2])}, resamples=resamples)
+def mean_iou(counts: torch.Tensor, resamples: int = 1, *,
+             named: Sequence[int] | None = None) -> tuple[float, list[float]]:
+    """mIoU in percent over those of the `named` classes (all by default) that occur, and its interval over images."""
+    row = evaluate_segmentation(counts, {"all": range(counts.shape[2]) if named is None else named},
+                                resamples=resamples)
     return row["mIoU_all"], row["mIoU_all_ci95"]

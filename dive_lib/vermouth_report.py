@@ -11,7 +11,7 @@ STAGES = ("features", "few_shot", "sketch_retrieval", "segmentation")
 
 PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
           "retrieval": ("mAP", "features as they are: photos of a sketch's class, mAP"),
-          "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU with background")}
+          "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU")}
 """Granularity in the metrics of `15_features` -> its measure and the name of its row."""
 
 def section(parts: Mapping) -> dict:

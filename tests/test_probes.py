@@ -74,6 +74,8 @@ def test_a_map_that_holds_the_labels_is_segmented():
     sample = probes.sample_pixels(labels[:3], 50)
     counts, strength = probes.segmentation_counts(maps[:3], sample, maps[3:], labels[3:], 3)
     assert probes.mean_iou(counts)[0] > 99
+    counts[:, 0, 0] = 0  # nothing of class 0 is found
+    assert probes.mean_iou(counts)[0] < 67 and probes.mean_iou(counts, named=[1, 2])[0] > 99
     blank = torch.randn(6, 3, 16, 16, generator=generator)
     assert probes.mean_iou(probes.segmentation_counts(blank[:3], sample, blank[3:], labels[3:], 3, strength)[0])[0] < 50
 
@@ -124,6 +126,16 @@ def test_labels_of_test_images_do_not_choose(tmp_path):
     for part in (data.photos, data.scenes, data.sketches, data.gallery):
         part["test"] = Labelled(part["test"].images.flip(0), 1 - part["test"].labels)
     assert probe_grid.measure(layout(), [100, 800], data, cache) == before
+
+
+def test_the_background_is_no_part_of_a_mean(tmp_path):
+    whole, data, cache = probe_data(), probe_data(), FeatureCache(tmp_path)
+    data.background = ("a",)
+    assert whole.named == [0, 1] and data.named == [1]
+    part, both = (probe_grid.measure(PixelFeatures(8), [0], one, cache, ("segmentation",))[0] for one in (data, whole))
+    assert part.value != both.value
+    rows = [probe_grid.report(PixelFeatures(8), part, one, cache, resamples=5)["mIoU"] for one in (data, whole)]
+    assert rows[0] != rows[1]
 
 
 def test_paired_difference():
