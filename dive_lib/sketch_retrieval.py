@@ -10,7 +10,7 @@ from dive_lib import text_heads
 from dive_lib.side_by_side import side_by_side
 from dive_lib.sketch_data import SketchSet, WholeImages
 from dive_lib.task_bench import Bench, training
-from dive_lib.task_metrics import evaluate_retrieval
+from dive_lib.task_metrics import evaluate_retrieval, two_way_interval
 from dive_lib.u_head import RETRIEVAL
 
 
@@ -92,10 +92,11 @@ def ablate(task: SketchRetrieval, changes: Mapping[str, tuple[Mapping, Mapping]]
 
 
 def mean_rows(rows: Sequence[Mapping]) -> dict:
-    """The mean of the rows of several seeds, classes and bounds of intervals too; `by_seed` holds every mAP."""
+    """The mean of the rows of several heads; the interval is over heads and queries. `by_seed` holds every mAP."""
     keys = ("mAP", "mAP_200", "AP_plain", "P_100")
-    interval = [round(sum(bounds) / len(rows), 4) for bounds in zip(*(row["mAP_ci95"] for row in rows))]
+    interval = [round(bound, 4) for bound in two_way_interval([row["by_query"] for row in rows])]
     by_class = {name: round(sum(row["by_class"][name] for row in rows) / len(rows), 4) for name in rows[0]["by_class"]}
-    return {**rows[0], **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
+    kept = {key: value for key, value in rows[0].items() if key != "by_query"}
+    return {**kept, **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
             "mAP_ci95": interval, "by_class": by_class,
             "by_seed": [row["mAP"] for row in rows]}

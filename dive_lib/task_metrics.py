@@ -38,7 +38,8 @@ def evaluate_retrieval(queries: torch.Tensor, query_labels: torch.Tensor, galler
     """Retrieval by Euclidean distance between L2-normalised features (q, d) and (g, d): a row of numbers in percent.
 
     mAP, mAP_200 (published measure), AP_plain (scikit-learn's), P_100: each the mean over classes of the mean over
-    their queries. chance: mAP where the gallery's order is random, in the mean. by_class: mAP of each label.
+    their queries. chance: mAP where the gallery's order is random, in the mean. by_class: mAP of each label. by_query:
+    of each query, weighted, so that their plain mean is mAP.
     """
     scores = (F.normalize(queries.float(), dim=1) @ F.normalize(gallery.float(), dim=1).T).numpy()
     labels, found = query_labels.numpy(), gallery_labels.numpy()
@@ -55,10 +56,12 @@ def evaluate_retrieval(queries: torch.Tensor, query_labels: torch.Tensor, galler
         values["P_100"].append(100 * float(relevant[:PRECISION_AT].mean()))
     weights = _class_weights(labels)
     result = {name: round(float(np.mean(weights * own)), 4) for name, own in values.items()}
-    interval = bootstrap_interval(weights * values["mAP"], resamples=resamples, seed=seed)
+    by_query = weights * values["mAP"]
+    interval = bootstrap_interval(by_query, resamples=resamples, seed=seed)
     by_class = {int(c): round(float(np.mean(np.array(values["mAP"])[labels == c])), 4) for c in np.unique(labels)}
     return result | {"mAP_ci95": [round(bound, 4) for bound in interval], "by_class": by_class,
-                     "chance": round(_chance(labels, found, weights), 4), "queries": len(labels), "gallery": len(found)}
+                     "by_query": by_query.tolist(), "chance": round(_chance(labels, found, weights), 4),
+                     "queries": len(labels), "gallery": len(found)}
 
 
 def _class_weights(labels: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_retrieval_is_a_mean_over_classes_of_unit_vectors():
     row = evaluate_retrieval(queries, torch.tensor([0, 1, 1, 1]), gallery, torch.tensor([0, 1, 1]), resamples=20)
     wrong = 100 * interpolated_precision(np.array([False, True, True]))
     assert row["mAP"] == pytest.approx((100 + (100 + 2 * wrong) / 3) / 2, abs=1e-3)
-    assert row["queries"] == 4 and row["by_class"][0] == 100
+    assert row["queries"] == 4 and row["by_class"][0] == 100 and np.mean(row["by_query"]) == pytest.approx(row["mAP"])
     assert row["mAP_ci95"][0] <= row["mAP"] <= row["mAP_ci95"][1]
     with pytest.raises(ValueError, match="class 2 has queries"):
         evaluate_retrieval(queries, torch.tensor([0, 1, 1, 2]), gallery, torch.tensor([0, 1, 1]))
