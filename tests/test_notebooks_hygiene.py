@@ -61,7 +61,27 @@ def problems(path: Path) -> list[str]:
                 found.append(f"{where}: a line of {longest} characters, more than {LONGEST_LINE}")
             if not cell.source.strip():
                 found.append(f"{where}: empty")
+    parameters = {name for cell in tagged for name in assigned(cell.source)}
+    for cell in code:
+        overwritten = parameters & assigned(cell.source) if cell not in tagged else set()
+        found += [f"overwrites the parameter {name}, which the provenance then shows" for name in sorted(overwritten)]
     return found
+
+
+def assigned(source: str) -> set[str]:
+    """Names that a cell binds for those after it: not in functions or comprehensions."""
+    own = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    try:
+        waiting = [ast.parse(source)]
+    except SyntaxError:  # a magic command, which is told above
+        return set()
+    names = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        waiting += [child for child in ast.iter_child_nodes(node) if not isinstance(child, own)]
+    return names
 
 
 def test_every_notebook_is_clean():
@@ -101,6 +121,7 @@ def write(folder, code, question="# How well?", **changes):
 
 def test_the_checks_accept_a_good_notebook(tmp_path):
     assert problems(write(tmp_path, GOOD)) == []
+    assert problems(write(tmp_path, [*GOOD, "print([steps for steps in range(3)])\n\ndef f():\n    steps = 2"])) == []
 
 
 @pytest.mark.parametrize("code, word", [
@@ -116,6 +137,7 @@ def test_the_checks_accept_a_good_notebook(tmp_path):
     ([*GOOD, "from tqdm.auto import tqdm"], "tqdm"),
     ([*GOOD, "x = " + 117 * "1"], "121 characters"),
     ([*GOOD, ""], "empty"),
+    ([*GOOD, "for steps in range(3):\n    print(steps)"], "parameter steps"),
 ])
 def test_the_checks_refuse_bad_code(tmp_path, code, word):
     assert any(word in problem for problem in problems(write(tmp_path, code)))
