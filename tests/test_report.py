@@ -134,6 +134,12 @@ def test_committed_readme_shows_the_committed_metrics():
         "the README's table is out of date; run python -m dive_lib.report"
 
 
+def test_rendered_notebooks_show_no_warnings():
+    for path in sorted((paths.ROOT / "reports" / "mini").glob("*.ipynb")):
+        outputs = [output for cell in read_json(path)["cells"] for output in cell.get("outputs", [])]
+        assert outputs and not [o for o in outputs if o.get("name") == "stderr"], path.name
+
+
 def test_committed_notebooks_show_their_figures():
     """A reader who only opens the executed notebooks sees every figure that they save."""
     executed = sorted((paths.ROOT / "reports" / "mini").glob("*.ipynb"))
