@@ -23,8 +23,8 @@ from dive_lib.straight_through import legal_objects, nearest_tokens, open_illega
 def fixed_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     """One pair for each timestep of the grid, the same for all images."""
     generator = torch.Generator().manual_seed(config.seed + 104729)
-    pairs = Pairs.draw(objective.ldm, config.timesteps, generator, prior=objective.uses_prior)
-    return pairs.antithetic() if config.antithetic else pairs
+    return Pairs.draw(objective.ldm, config.timesteps, generator, prior=objective.uses_prior,
+                      antithetic=config.antithetic)
 
 
 def published_pairs(objective: Objective, config: InversionConfig) -> Pairs:
@@ -45,8 +45,7 @@ def monitor_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     grid = config.timesteps
     index = torch.linspace(0, len(grid) - 1, config.monitor_pairs).round().long()
     generator = torch.Generator().manual_seed(config.seed + 7919)
-    pairs = Pairs.draw(objective.ldm, grid[index], generator, prior=objective.uses_prior)
-    return pairs.antithetic() if config.antithetic else pairs
+    return Pairs.draw(objective.ldm, grid[index], generator, prior=objective.uses_prior, antithetic=config.antithetic)
 
 
 def cumulative_order(permutations: torch.Tensor) -> torch.Tensor:

@@ -155,8 +155,7 @@ class LocalSearch:
         low, high = (config.coarse_t_low, config.coarse_t_high) if coarse else (config.t_low, config.t_high)
         t = evenly_spaced(low, high, max(1, (high - low) // count))[:count]
         generator = torch.Generator().manual_seed(config.seed * 1000 + salt)
-        pairs = Pairs.draw(self.objective.ldm, t, generator, prior=False)
-        return pairs.antithetic() if config.antithetic else pairs
+        return Pairs.draw(self.objective.ldm, t, generator, prior=False, antithetic=config.antithetic)
 
     def maps(self, candidates: torch.Tensor, pairs: Pairs, images: torch.Tensor | None = None) -> torch.Tensor:
         """Error maps (I, C, h, w) of candidate layouts (I, C, N, 5), in units of the mean loss per cell.

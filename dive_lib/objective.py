@@ -26,18 +26,20 @@ class Pairs:
     prior_noise: torch.Tensor
 
     @classmethod
-    def draw(cls, ldm: LayoutLDM, t: torch.Tensor, generator: torch.Generator, *, prior: bool = True) -> "Pairs":
+    def draw(cls, ldm: LayoutLDM, t: torch.Tensor, generator: torch.Generator, *, prior: bool = True,
+             antithetic: bool = False) -> "Pairs":
         """One noise per timestep of t (P,), on the model's device.
 
         prior: draw the prior's noises, too. They come from a generator of their own, so that the image's noises
-        are the same with and without a prior.
+        are the same with and without a prior. antithetic: as the method of that name.
         """
         device = ldm.vocabulary.class_table.device
         own = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         noise = torch.randn(len(t), *ldm.latent_shape, generator=generator)
         fields = len(ldm.grid.vocabulary_sizes)
         shape = (len(t), ldm.grid.slots, fields, ldm.vocabulary.width) if prior else (len(t), 0)
-        return cls(t.to(device), noise.to(device), torch.randn(shape, generator=own).to(device))
+        pairs = cls(t.to(device), noise.to(device), torch.randn(shape, generator=own).to(device))
+        return pairs.antithetic() if antithetic else pairs
 
     def __len__(self) -> int:
         return len(self.t)

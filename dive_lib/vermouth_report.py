@@ -14,6 +14,7 @@ PROBES = {"classification": ("accuracy", "linear probe: the class of a photo"),
           "segmentation": ("mIoU", "linear probe: the class of a pixel, mIoU")}
 """Granularity in the metrics of `15_features` -> its measure and the name of its row."""
 
+
 def section(parts: Mapping) -> dict:
     """metrics["vermouth"] from the content of those metrics files that were written; without the paper's numbers."""
     own = {name: {key: value for key, value in part.items() if key not in ("paper", "ablations")}
