@@ -13,11 +13,12 @@ from dive_lib import paths
 from dive_lib.files import atomic_path, read_json, write_json
 
 
-def save_model(directory: Path | str, model: torch.nn.Module, config: dict) -> None:
-    """Writes model.state_dict() and its JSON-serialisable constructor arguments."""
+def save_model(directory: Path | str, model: torch.nn.Module, config: dict,
+               state: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes model.state_dict(), or another `state` of it, and its JSON-serialisable constructor arguments."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_tensors(directory / "weights.safetensors", model.state_dict())
+    save_tensors(directory / "weights.safetensors", model.state_dict() if state is None else state)
     write_json(directory / "config.json", config)
 
 

@@ -14,28 +14,41 @@ from dive_lib.train import TrainingConfig, train
 
 
 def obtain(data: ClassData, encoder: nn.Module, architecture: dict, config: TrainingConfig, *, checkpoint: str = "",
-           dropout: float = 0.1, focus: dict | None = None, label: str = "DiT") -> tuple[ClassModel, list[float]]:
+           dropout: float = 0.1, focus: dict | None = None,
+           early: dict[str, torch.Tensor] | None = None) -> tuple[ClassModel, list[float]]:
     """Trains a model on the training split and returns it with the loss of every step; or loads a published one.
 
-    architecture: keyword arguments of DiT or of ClassLDM. checkpoint: of the published model, a DiT's folder in
-    diffusers' format or an LDM's file in CompVis's, absolute or relative to the repository root; empty: train. dropout,
-    focus: of `class_loss`. A stopped training continues. Raises ValueError where images and model do not fit.
+    architecture: keyword arguments of DiT or of ClassLDM. checkpoint: of `published`; empty: train. dropout, focus: of
+    `class_loss`. early: of `train`. A stopped training continues. Raises ValueError where images and model do not fit.
     """
-    torch.manual_seed(config.seed)
     if checkpoint:
-        model = class_models.load_published(checkpoint, architecture, data.classes)
-    else:
-        model = class_models.make(data.classes, architecture)
-    latents = class_data.encode(encoder, data.train, [0] if checkpoint else None, label="training latents")
+        return published(data, encoder, architecture, checkpoint), []
+    torch.manual_seed(config.seed)
+    model = class_models.make(data.classes, architecture)
+    latents = _latents_of(model, data, encoder)
+    loss_of = class_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
+    losses = train(model.to(class_data.device()), loss_of, config, scratch=paths.scratch() / "dit", label="DiT",
+                   early=early, identity=fingerprint(latents, data.train.labels, model.config, dropout, focus or {}))
+    return model, losses
+
+
+def published(data: ClassData, encoder: nn.Module, architecture: dict, checkpoint: str) -> ClassModel:
+    """A published model, for the images of these data as the encoder gives them.
+
+    checkpoint: a DiT's folder in diffusers' format or an LDM's file in CompVis's, absolute or relative to the
+    repository root. Raises ValueError where images and model do not fit.
+    """
+    model = class_models.load_published(checkpoint, architecture, data.classes)
+    _latents_of(model, data, encoder, [0])
+    return model
+
+
+def _latents_of(model: ClassModel, data: ClassData, encoder: nn.Module, index: list[int] | None = None) -> torch.Tensor:
+    latents = class_data.encode(encoder, data.train, index, label="training latents")
     if latents.shape[1:] != model.latent_shape:
         raise ValueError(f"the model diffuses {model.latent_shape}, the encoded images are {tuple(latents.shape[1:])}; "
                          "change in_channels and sample_size of the architecture, the image size, or the encoder")
-    if checkpoint:
-        return model, []
-    loss_of = class_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
-    losses = train(model.to(class_data.device()), loss_of, config, scratch=paths.scratch() / "dit", label=label,
-                   identity=fingerprint(latents, data.train.labels, model.config, dropout, focus or {}))
-    return model, losses
+    return latents
 
 
 def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,

@@ -156,7 +156,7 @@ class Runner:
         pairs = self.spread(self.spec["settings"].get("pairs", len(self.pairs)))
         errors = class_errors(self.objective, latents, pairs).double().cpu()
         counts = sorted({max(1, len(pairs) // part) for part in (20, 10, 5, 4, 3, 2)} | {len(pairs)})
-        subsets = {count: evenly_spread(count, len(pairs)) for count in counts}
+        subsets = {count: evenly_spread(count, len(pairs), pairs.opposite) for count in counts}
         rows = []
         for image in errors:
             mean = image.mean(1)
@@ -178,7 +178,8 @@ class Runner:
 
     def spread(self, count: int) -> Pairs:
         """So many of the pairs, evenly spread."""
-        return self.pairs[torch.tensor(evenly_spread(count, len(self.pairs)), device=self.pairs.t.device)]
+        index = evenly_spread(count, len(self.pairs), self.pairs.opposite)
+        return self.pairs[torch.tensor(index, device=self.pairs.t.device)]
 
     @property
     def given(self) -> Pairs | None:

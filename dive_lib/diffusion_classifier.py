@@ -28,10 +28,16 @@ def shared_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     return pairs
 
 
-def evenly_spread(count: int, total: int) -> list[int]:
-    """`count` of the indices below `total`, as the published code spreads its timesteps. ValueError for more."""
+def evenly_spread(count: int, total: int, opposite: bool = False) -> list[int]:
+    """`count` of the indices below `total`, as the published code spreads its timesteps. ValueError for more.
+
+    opposite: of pairs whose noises are opposite by two, both or none are taken; of an odd `count`, one is alone.
+    """
     if not 1 <= count <= total:
         raise ValueError(f"{count} of {total} pairs were asked for; choose from 1 to {total}")
+    if opposite and count < total // 2 * 2:
+        both = evenly_spread((count + 1) // 2, total // 2)
+        return [index for k in both for index in (2 * k, 2 * k + 1)][:count]
     step = total // count
     return list(range(step // 2, total, step)[:count])
 
@@ -72,13 +78,16 @@ class Elimination:
         if any(a >= b for a, b in pairwise(self.pairs)):
             raise ValueError(f"every stage needs more pairs than the one before, got {self.pairs}")
 
-    def stages(self, total: int) -> list[torch.Tensor]:
-        """Indices of the new pairs of each stage among `total`: spread evenly, those evaluated before left out."""
+    def stages(self, total: int, opposite: bool = False) -> list[torch.Tensor]:
+        """Indices of the new pairs of each stage among `total`: spread evenly, those evaluated before left out.
+
+        opposite: as of `evenly_spread`.
+        """
         if self.pairs[-1] > total:
             raise ValueError(f"the last stage asks for {self.pairs[-1]} pairs, but there are {total}")
         seen, stages = set(), []
         for count in self.pairs:
-            new = [k for k in evenly_spread(count, total) if k not in seen]
+            new = [k for k in evenly_spread(count, total, opposite) if k not in seen]
             seen.update(new)
             stages.append(torch.tensor(new, dtype=torch.long))
         return stages
@@ -129,7 +138,7 @@ def eliminate(objective: Objective, latents: torch.Tensor, pairs: Pairs, elimina
         predicted, trust = torch.zeros(()), 0.0
     candidates = candidates.sort(1).values  # of equal errors the class with the lower number is kept
     sums, evaluated = torch.zeros(len(latents), classes, dtype=torch.float64), torch.zeros(len(latents), classes)
-    for keep, new in zip(elimination.keep, elimination.stages(len(pairs))):
+    for keep, new in zip(elimination.keep, elimination.stages(len(pairs), pairs.opposite)):
         if len(new) and (candidates.shape[1] > 1 or not evaluated.any()):
             errors = class_errors(objective, latents, pairs[new.to(latents.device)], candidates)
             sums.scatter_add_(1, candidates, errors.double().sum(2).cpu())

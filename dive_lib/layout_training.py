@@ -12,11 +12,12 @@ from dive_lib.train import TrainingConfig, train
 
 
 def obtain(data: Dataset, first_stage: FirstStage, architecture: dict, config: TrainingConfig, *, dropout: dict,
-           focus: dict, kind: str = "l2", label: str = "layout LDM") -> tuple[LayoutLDM, list[float]]:
+           focus: dict, kind: str = "l2", label: str = "layout LDM",
+           early: dict[str, torch.Tensor] | None = None) -> tuple[LayoutLDM, list[float]]:
     """Trains a layout LDM on the training split and returns it with the loss of every step.
 
-    architecture: keyword arguments of LayoutLDM without the grid. dropout, focus, kind: of `layout_ldm_loss`. A stopped
-    training continues. Raises ValueError where architecture and latents do not fit.
+    architecture: keyword arguments of LayoutLDM without the grid. dropout, focus, kind: of `layout_ldm_loss`. early: of
+    `train`. A stopped training continues. Raises ValueError where architecture and latents do not fit.
     """
     torch.manual_seed(config.seed)
     model = LayoutLDM(data.grid, **architecture)
@@ -27,5 +28,5 @@ def obtain(data: Dataset, first_stage: FirstStage, architecture: dict, config: T
     layouts = LayoutTokens(data.train, data.grid)
     loss_of = layout_ldm_loss(latents, layouts, config.batch_size, dropout=dropout, focus=focus, kind=kind)
     losses = train(model.to(device()), loss_of, config, scratch=paths.scratch() / "layout_ldm", label=label,
-                   identity=fingerprint(latents, layouts.tokens, model.config, dropout, focus, kind))
+                   early=early, identity=fingerprint(latents, layouts.tokens, model.config, dropout, focus, kind))
     return model, losses

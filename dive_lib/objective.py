@@ -54,6 +54,12 @@ class Pairs:
             noises[1::2] = -noises[:len(self) // 2 * 2:2]
         return Pairs(self.t, noise, prior_noise)
 
+    @property
+    def opposite(self) -> bool:
+        """Whether every second noise is the opposite of the one before, so that pairs belong together by two."""
+        even = self.noise[:len(self) // 2 * 2]
+        return len(even) > 0 and torch.equal(even[1::2], -even[::2])
+
     def to(self, device: torch.device | str) -> "Pairs":
         """The same pairs on another device."""
         return Pairs(self.t.to(device), self.noise.to(device), self.prior_noise.to(device))

@@ -27,7 +27,7 @@ class TrainingConfig:
     """steps: optimiser steps. lr: AdamW's peak rate. schedule: "cosine" (to zero) or "constant", after a linear
     `warmup` of so many steps, at most a tenth of all. ema: decay of the averaged weights, 0 for none; the average
     warms up as (1 + n) / (10 + n). clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast.
-    seed: of all draws."""
+    early: keep the average of so many steps (at most all), too, 0 for none. seed: of all draws."""
 
     steps: int
     lr: float
@@ -38,6 +38,7 @@ class TrainingConfig:
     ema: float = 0.999
     clip: float = 1.0
     bf16: bool = False
+    early: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -45,6 +46,8 @@ class TrainingConfig:
             raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
         if self.steps < 1 or self.batch_size < 1 or not 0 <= self.ema < 1:
             raise ValueError(f"training needs steps >= 1, batch_size >= 1 and 0 <= ema < 1, got {self}")
+        if self.early < 0:
+            raise ValueError(f"early weights are those of a number of steps, got {self.early}")
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 ... steps - 1."""
@@ -56,7 +59,8 @@ class TrainingConfig:
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator], torch.Tensor],
           config: TrainingConfig, *, scratch: Path, identity: str, label: str = "training",
-          save_every: float = 60.0, stop_after: int | None = None, keep_after: float = 30.0) -> list[float]:
+          save_every: float = 60.0, stop_after: int | None = None, keep_after: float = 30.0,
+          early: dict[str, torch.Tensor] | None = None) -> list[float]:
     """Trains `model` in place and leaves the averaged weights in it. Returns the loss of every step.
 
     loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone.
@@ -66,6 +70,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     call after so many steps, as an interruption would. keep_after: seconds; a training of a running stage that
     took so long, or that was continued, leaves its finished state there until the stage has ended well
     (`stage_scratch`), and called again it returns the same weights and losses at once. Others remove their state.
+    early: receives the model's state with the averaged weights of `config.early` steps; nothing for 0.
     Raises FloatingPointError at the first non-finite loss, naming the step.
     """
     key = fingerprint(asdict(config), identity, {k: list(v.shape) for k, v in model.state_dict().items()})
@@ -76,7 +81,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     average = {name: p.detach().clone() for name, p in parameters.items()}
     if state_file.exists():
         stage_scratch.keep(state_file)
-    losses = _resume(state_file, model, optimizer, parameters, average)
+    kept: dict[str, torch.Tensor] = {}
+    losses = _resume(state_file, model, optimizer, parameters, average, kept)
     resumed = len(losses)
     model.train()
     began = saved = time.monotonic()
@@ -98,11 +104,13 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
             decay = min(config.ema, (1 + step) / (10 + step)) if config.ema else 0.0
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
             losses.append(loss.item())
+            if len(losses) == min(config.early, config.steps):
+                kept |= {name: value.clone() for name, value in average.items()}
             progress.update(loss=losses[-1])
             ended = stop_after is not None and len(losses) >= stop_after
             if ended or time.monotonic() - saved > pause:
                 began_saving = time.monotonic()
-                _save(state_file, model, optimizer, parameters, average, losses)
+                _save(state_file, model, optimizer, parameters, average, kept, losses)
                 saved = time.monotonic()
                 pause = max(save_every, 50 * (saved - began_saving))  # of a large model: 2 % of the time at most
             if ended:
@@ -110,12 +118,14 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     if stage_scratch.current() and (resumed or time.monotonic() - began >= keep_after):
         stage_scratch.keep(state_file)
         if resumed < config.steps:
-            _save(state_file, model, optimizer, parameters, average, losses)
+            _save(state_file, model, optimizer, parameters, average, kept, losses)
     else:
         stage_scratch.discard(state_file)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(average[name])
+    if early is not None and kept:
+        early |= model.state_dict() | kept
     model.eval()
     return losses
 
@@ -141,10 +151,11 @@ def _autocast(model: nn.Module, bf16: bool):
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
-def _save(path: Path, model, optimizer, parameters, average, losses) -> None:
+def _save(path: Path, model, optimizer, parameters, average, kept, losses) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.items()}
+    tensors |= {f"early.{name}": value for name, value in kept.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
@@ -154,13 +165,15 @@ def _save(path: Path, model, optimizer, parameters, average, losses) -> None:
     save_tensors(path, tensors)
 
 
-def _resume(path: Path, model, optimizer, parameters, average) -> list[float]:
+def _resume(path: Path, model, optimizer, parameters, average, kept) -> list[float]:
     if not path.exists():
         return []
     tensors, _ = load_tensors(path)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     for name, parameter in parameters.items():
         average[name].copy_(tensors[f"average.{name}"])
+        if f"early.{name}" in tensors:
+            kept[name] = tensors[f"early.{name}"].to(parameter.device)
         optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
                                       for key in ("step", "exp_avg", "exp_avg_sq")}  # of the fused AdamW, all of them
     torch.set_rng_state(tensors["generator"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dive_lib.diffusion_classifier import Elimination, class_errors, eliminate, enumerate_classes
+from dive_lib.diffusion_classifier import Elimination, class_errors, eliminate, enumerate_classes, evenly_spread
 from dive_lib.gradient_shortlist import classify_by_shortlist, predicted_losses, rank_classes
 from dive_lib.objective import Objective, Pairs
 from dive_lib.schedule import evenly_spaced
@@ -42,6 +42,22 @@ def test_stages_follow_the_published_rule():
     stages = Elimination((4, 2, 1), (2, 5, 20)).stages(20)
     assert [s.tolist() for s in stages[:2]] == [[5, 15], [2, 6, 10, 14, 18]]
     assert sorted(torch.cat(stages).tolist()) == list(range(20)), "the last stage completes the set"
+
+
+def test_of_opposite_noises_both_are_taken(objective, pairs):
+    """Half of what cancels would not: a stage takes couples, and half of one only where the number is odd."""
+    assert not pairs.opposite and pairs.antithetic().opposite and pairs.antithetic()[1:5].opposite is False
+    assert evenly_spread(4, 10, opposite=True) == [2, 3, 6, 7] and evenly_spread(3, 10, opposite=True) == [2, 3, 6]
+    assert evenly_spread(1, 10, opposite=True) == [4] and evenly_spread(10, 10, opposite=True) == list(range(10))
+    assert evenly_spread(11, 11, opposite=True) == list(range(11)), "the last of an odd number has no opposite"
+    with pytest.raises(ValueError, match="11 of 10 pairs"):
+        evenly_spread(11, 10, opposite=True)
+    elimination = Elimination((2, 1), (2, 4))
+    assert [stage.tolist() for stage in elimination.stages(10, opposite=True)] == [[4, 5], [2, 3, 6, 7]]
+    result, = eliminate(objective, tiny.latents(1), pairs.antithetic(), elimination)
+    errors = class_errors(objective, tiny.latents(1), pairs.antithetic())[0]
+    taken = torch.cat(elimination.stages(COUNT, opposite=True))
+    torch.testing.assert_close(result.errors[result.prediction].float(), errors[result.prediction, taken].mean())
 
 
 def test_adaptive_is_the_published_loop_image_by_image(objective, pairs):

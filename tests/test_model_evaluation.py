@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from dive_lib import (checkpoint, class_data, class_models, classifications, classifiers, dit, image_encoder,
-                      parameters, paths)
+from dive_lib import (checkpoint, class_data, class_models, classifications, classifiers, image_encoder, parameters,
+                      paths)
 from dive_lib.class_ldm import ClassLDM
 from dive_lib.files import read_json
 from tests import tiny
@@ -14,7 +14,7 @@ from tests.test_class_data import AUTOENCODER, folder
 from tests.test_class_ldm import SMALL, VQ, compvis_state, small, write
 
 NETWORK = {"kind": "resnet", "widths": [4, 6], "blocks": 1, "stem": "pixels"}
-ARCHITECTURES = {"LDM-4": SMALL, "weak": {"transformer": tiny.TRANSFORMER, "std": 0.3}}
+ARCHITECTURES = {"LDM-4": SMALL}
 SHAPE = {"channels": 3, "classes": 2, "image_size": 16}
 
 
@@ -60,7 +60,7 @@ def run_cells(**second_model) -> dict:
 
 def test_table_vi_with_the_papers_second_model(world):
     names = run_cells(name="LDM-4", architecture="LDM-4", checkpoint=str(world), encoder=str(world))
-    assert isinstance(class_models.load(paths.runs("x") / "class_model_weak"), ClassLDM)
+    assert isinstance(class_models.load(paths.scratch() / "second_model"), ClassLDM)
     assert list(names["metrics"]) == ["DiT", "LDM-4"] == list(names["answers"])
     assert [split.load_image(0).shape for split in names["drawn"].values()] == [(3, 16, 16)] * 2
     one, other = ([r["image_id"] for r in results] for results in names["answers"].values())
@@ -69,12 +69,18 @@ def test_table_vi_with_the_papers_second_model(world):
     assert spec["encoder"] == str(world) and spec["pairs"]["noise"] == "published"
     deviation = class_models.load(paths.runs("x") / "dit").vocabulary.std
     assert spec["settings"]["lr_std"] == pytest.approx(DIVE["lr"] / deviation), "0.3 is another rate for another table"
-    count = sum(p.numel() for p in class_models.load(paths.runs("x") / "class_model_weak").parameters())
+    count = sum(p.numel() for p in class_models.load(paths.scratch() / "second_model").parameters())
     assert names["metrics"]["LDM-4"]["parameters"] == count
     assert names["metrics"]["LDM-4"].keys() == names["metrics"]["DiT"].keys()
 
 
-def test_table_vi_with_a_second_dit(world, tmp_path):
-    names = run_cells(name="weak DiT", architecture="weak", checkpoint="", encoder=str(tmp_path / "vae"))
-    assert isinstance(class_models.load(paths.runs("x") / "class_model_weak"), dit.DiT)
-    assert list(names["metrics"]) == ["DiT", "weak DiT"] == list(names["answers"])
+def test_table_vi_with_the_same_model_early_in_its_training(world):
+    torch.manual_seed(1)
+    model = tiny.dit(classes=["n01", "n02"])
+    checkpoint.save_model(paths.runs("x") / "dit" / "early", model, model.config,
+                          {name: value + 0.1 for name, value in model.state_dict().items()})
+    names = run_cells(name="early DiT", architecture="", checkpoint="", encoder="")
+    assert list(names["metrics"]) == ["DiT", "early DiT"] == list(names["answers"])
+    spec = read_json(paths.runs("x") / "classification_weak" / "spec.json")
+    assert spec["model"].endswith("dit/early") and spec["encoder"] == str(world.parent / "vae")
+    assert spec["model_weights"] != read_json(paths.runs("x") / "classification" / "dive_exact" / "spec.json")["model_weights"]

@@ -45,6 +45,29 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert list((tmp_path / "b").iterdir()) == [], "the resume state is removed at the end"
 
 
+@pytest.mark.parametrize("stops", [(), (3,), (5, 9)])
+def test_early_weights_are_those_of_a_shorter_way(tmp_path, stops):
+    """The average after five steps, however often the training is interrupted; the weights of the end are as without."""
+    config, plain, kept, after = dataclasses.replace(CONFIG, early=5), model(), {}, {}
+    train(plain, loss_of, CONFIG, scratch=tmp_path / "plain", identity="x")
+    for stop in stops:
+        train(model(), loss_of, config, scratch=tmp_path / "a", identity="x", stop_after=stop)
+    net = model()
+    train(net, loss_of, config, scratch=tmp_path / "a", identity="x", early=kept)
+    assert torch.equal(weights(net), weights(plain)) and kept.keys() == net.state_dict().keys()
+    state = tmp_path / "b"
+    train(model(), loss_of, CONFIG, scratch=state, identity="x", stop_after=5)
+    tensors, _ = load_tensors(next(state.iterdir()))
+    assert all(torch.equal(kept[name], tensors[f"average.{name}"]) for name, _ in net.named_parameters())
+    train(model(), loss_of, dataclasses.replace(CONFIG, early=500), scratch=tmp_path / "c", identity="x", early=after)
+    assert all(torch.equal(after[name], value) for name, value in net.state_dict().items()), "more than all: all"
+    none = {}
+    train(model(), loss_of, CONFIG, scratch=tmp_path / "d", identity="x", early=none)
+    assert none == {}
+    with pytest.raises(ValueError, match="early weights"):
+        dataclasses.replace(CONFIG, early=-1)
+
+
 def never(*arguments):
     raise AssertionError("a finished training was repeated")
 
