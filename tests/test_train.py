@@ -59,7 +59,8 @@ def test_early_weights_are_those_of_a_shorter_way(tmp_path, stops):
     train(model(), loss_of, CONFIG, scratch=state, identity="x", stop_after=5)
     tensors, _ = load_tensors(next(state.iterdir()))
     assert all(torch.equal(kept[name], tensors[f"average.{name}"]) for name, _ in net.named_parameters())
-    train(model(), loss_of, dataclasses.replace(CONFIG, early=500), scratch=tmp_path / "c", identity="x", early=after)
+    longer = dataclasses.replace(CONFIG, early=500)
+    train(net, loss_of, longer, scratch=tmp_path / "c", identity="x", early=after)
     assert all(torch.equal(after[name], value) for name, value in net.state_dict().items()), "more than all: all"
     none = {}
     train(model(), loss_of, CONFIG, scratch=tmp_path / "d", identity="x", early=none)
