@@ -52,21 +52,26 @@ def _latents_of(model: ClassModel, data: ClassData, encoder: nn.Module, index: l
 
 
 def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,
-             focus: dict | None = None, kind: str = "l2") -> Callable[[ClassModel, int, torch.Generator], torch.Tensor]:
+               focus: dict | None = None,
+               kind: str = "l2") -> Callable[[ClassModel, int, torch.Generator], torch.Tensor]:
     """Equation 1 as an objective for train(): latents (n, 4, h, w) and labels (n,) of the same n images.
 
     dropout: share of the labels that are replaced by the null class. focus: low, high and share of the timesteps
-    drawn from that range. A learned variance is not trained.
+    drawn from that range. A batch holds half as many images as its size, each under a noise and under its opposite:
+    what of the gradient is odd in the noise, most of what hides the class, cancels. A learned variance is not trained.
     """
     if len(latents) != len(labels):
         raise ValueError(f"{len(latents)} latents and {len(labels)} labels are not of the same images")
+    if batch < 2 or batch % 2:
+        raise ValueError(f"a batch holds every image under two noises; its size must be even, got {batch}")
     focus = focus or {"low": 0, "high": 1, "share": 0.0}
 
     def loss_of(model: ClassModel, step: int, generator: torch.Generator) -> torch.Tensor:
         device = model.vocabulary.class_table.device
-        index = torch.randint(len(latents), (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < dropout
+        index = torch.randint(len(latents), (batch // 2,), generator=generator)
+        dropped = torch.rand(len(index), generator=generator) < dropout
         tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
-        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
+        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind,
+                             antithetic=True)
 
     return loss_of

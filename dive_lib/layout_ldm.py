@@ -115,14 +115,18 @@ def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2
 
 
 def training_loss(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
-                  focus: dict, kind: str = "l2") -> torch.Tensor:
+                  focus: dict, kind: str = "l2", antithetic: bool = False) -> torch.Tensor:
     """Equation 1 on clean latents (B, 4, h, w) and their tokens, at drawn timesteps and noises; a scalar.
 
-    model: a LayoutLDM or DiT. focus: low, high and share of the timesteps drawn from that range.
+    model: a LayoutLDM or DiT. focus: low, high and share of the timesteps drawn from that range. antithetic: under each
+    drawn noise and under its opposite, 2 B evaluations.
     """
     t = draw_timesteps(len(clean), model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
                        share=focus["share"]).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    if antithetic:
+        noise, clean = torch.cat([noise, -noise]), torch.cat([clean, clean])
+        tokens, t = torch.cat([tokens, tokens]), torch.cat([t, t])
     predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
     return denoising_loss(predicted.float(), noise, kind).mean()
 

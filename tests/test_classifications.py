@@ -195,7 +195,7 @@ def test_published_noises_belong_to_the_published_timesteps(world):
     pairs = parameters.named("class_searches", "methods", "paper")["pairs"]
     assert pairs == {"t_low": 0, "t_high": 1000, "t_interval": 4, "noise": "published"}
     small = [parameters.named("class_searches", "methods", name)["pairs"] for name in ("smoke", "mini")]
-    assert not any("noise" in settings for settings in small)
+    assert [settings.get("noise") for settings in small] == [None, "antithetic"]
     runner = classifications.Runner(spec(world, pairs=pairs))
     assert runner.pairs.t.tolist() == list(range(2, 1000, 4)) and len(runner.pairs) == 250
     torch.manual_seed(42)

@@ -47,7 +47,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
 
 @pytest.mark.parametrize("stops", [(), (3,), (5, 9)])
 def test_early_weights_are_those_of_a_shorter_way(tmp_path, stops):
-    """The average after five steps, however often the training is interrupted; the weights of the end are as without."""
+    """The average after five steps, however often it is interrupted; the weights of the end are as without."""
     config, plain, kept, after = dataclasses.replace(CONFIG, early=5), model(), {}, {}
     train(plain, loss_of, CONFIG, scratch=tmp_path / "plain", identity="x")
     for stop in stops:
