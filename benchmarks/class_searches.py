@@ -23,7 +23,7 @@ CANDIDATES = {
     "double_rate": {"row": "dive_exact", "rate": 2.0},
     "published_eps": {"row": "dive_exact", "changes": {"eps": 1e-8}},
     "published_eps_half_rate": {"row": "dive_exact", "rate": 0.5, "changes": {"eps": 1e-8}},
-    "all_timesteps": {"row": "dive_exact", "pairs": {"t_low": 0, "t_high": 1000, "t_interval": 100}},
+    "all_timesteps": {"row": "dive_exact", "pairs": {"t_low": 0, "t_high": 1000, "t_interval": 80}},
     "independent_noises": {"row": "dive_exact", "pairs": {"noise": "independent"}},
     "bfloat16": {"row": "dive_exact", "changes": {"bf16": True}},
     "without_in_vocabulary": {"row": "dive_without_in_vocabulary"},

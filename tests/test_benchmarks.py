@@ -154,7 +154,7 @@ def test_settings_of_classification_are_compared(smoke):
                                   "--only", *names])
     rows = {row["search"]: row for row in result["rows"]}
     assert list(rows) == names and rows["exact"]["difference"] == 0 and rows["exact"]["forward_equivalents"] > 0
-    assert rows["all_timesteps"]["pairs"] == 10 and "--images 4" in (smoke / "class_searches.md").read_text()
+    assert rows["all_timesteps"]["pairs"] == 12 and "--images 4" in (smoke / "class_searches.md").read_text()
 
 
 def test_candidates_of_classification_are_valid():
