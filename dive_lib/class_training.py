@@ -14,21 +14,23 @@ from dive_lib.train import TrainingConfig, train
 
 
 def obtain(data: ClassData, encoder: nn.Module, architecture: dict, config: TrainingConfig, *, checkpoint: str = "",
-           dropout: float = 0.1, focus: dict | None = None,
+           dropout: float = 0.1, antithetic: bool = False, focus: dict | None = None,
            early: dict[str, torch.Tensor] | None = None) -> tuple[ClassModel, list[float]]:
     """Trains a model on the training split and returns it with the loss of every step; or loads a published one.
 
-    architecture: keyword arguments of DiT or of ClassLDM. checkpoint: of `published`; empty: train. dropout, focus: of
-    `class_loss`. early: of `train`. A stopped training continues. Raises ValueError where images and model do not fit.
+    architecture: keyword arguments of DiT or of ClassLDM. checkpoint: of `published`; empty: train. dropout,
+    antithetic, focus: of `class_loss`. early: of `train`. A stopped training continues. Raises ValueError where images
+    and model do not fit.
     """
     if checkpoint:
         return published(data, encoder, architecture, checkpoint), []
     torch.manual_seed(config.seed)
     model = class_models.make(data.classes, architecture)
     latents = _latents_of(model, data, encoder)
-    loss_of = class_loss(latents, data.train.labels, config.batch_size, dropout=dropout, focus=focus)
+    draws = {"dropout": dropout, "antithetic": antithetic, "focus": focus or {}}
+    loss_of = class_loss(latents, data.train.labels, config.batch_size, **draws)
     losses = train(model.to(class_data.device()), loss_of, config, scratch=paths.scratch() / "dit", label="DiT",
-                   early=early, identity=fingerprint(latents, data.train.labels, model.config, dropout, focus or {}))
+                   early=early, identity=fingerprint(latents, data.train.labels, model.config, draws))
     return model, losses
 
 
@@ -52,26 +54,27 @@ def _latents_of(model: ClassModel, data: ClassData, encoder: nn.Module, index: l
 
 
 def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,
-               focus: dict | None = None,
+               antithetic: bool = False, focus: dict | None = None,
                kind: str = "l2") -> Callable[[ClassModel, int, torch.Generator], torch.Tensor]:
     """Equation 1 as an objective for train(): latents (n, 4, h, w) and labels (n,) of the same n images.
 
     dropout: share of the labels that are replaced by the null class. focus: low, high and share of the timesteps
-    drawn from that range. A batch holds half as many images as its size, each under a noise and under its opposite:
-    what of the gradient is odd in the noise, most of what hides the class, cancels. A learned variance is not trained.
+    drawn from that range. antithetic: `batch` evaluations are of half as many images, each under a noise and under its
+    opposite, so that what of the gradient is odd in the noise cancels. A learned variance is not trained.
     """
     if len(latents) != len(labels):
         raise ValueError(f"{len(latents)} latents and {len(labels)} labels are not of the same images")
-    if batch < 2 or batch % 2:
-        raise ValueError(f"a batch holds every image under two noises; its size must be even, got {batch}")
+    if antithetic and batch % 2:
+        raise ValueError(f"each image is seen under two noises; the size of a batch must be even, got {batch}")
     focus = focus or {"low": 0, "high": 1, "share": 0.0}
+    images = batch // 2 if antithetic else batch
 
     def loss_of(model: ClassModel, step: int, generator: torch.Generator) -> torch.Tensor:
         device = model.vocabulary.class_table.device
-        index = torch.randint(len(latents), (batch // 2,), generator=generator)
-        dropped = torch.rand(len(index), generator=generator) < dropout
+        index = torch.randint(len(latents), (images,), generator=generator)
+        dropped = torch.rand(images, generator=generator) < dropout
         tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
         return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind,
-                             antithetic=True)
+                             antithetic=antithetic)
 
     return loss_of

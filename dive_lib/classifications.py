@@ -45,10 +45,12 @@ NOISES = {"independent": fixed_pairs, "antithetic": antithetic_pairs, "shared": 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
               classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0) -> dict:
     """Describes a run. model: folder of a class-conditional model. method: {"method": name, settings ...}. pairs:
-    t_low, t_high and t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed.
+    t_low, t_high and t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed; a
+    method may have a `noise` of its own.
     classes: the only ones that are possible, for which images of others make no sense; all by default. reading: folder
     of `learn_reading`, for a shortlist that is read. Raises ValueError for settings that do not fit together."""
-    settings = {key: value for key, value in method.items() if key != "method"}
+    pairs = pairs | {key: value for key, value in method.items() if key == "noise"}
+    settings = {key: value for key, value in method.items() if key not in ("method", "noise")}
     name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
     if {"lr", "lr_std"} <= settings.keys():
         raise ValueError(f"classification {method}: lr and lr_std are two rates; give one of them")
@@ -155,7 +157,9 @@ class Runner:
         """Also the errors of all classes, and the answers on fewer pairs."""
         pairs = self.spread(self.spec["settings"].get("pairs", len(self.pairs)))
         errors = class_errors(self.objective, latents, pairs).double().cpu()
-        counts = sorted({max(1, len(pairs) // part) for part in (20, 10, 5, 4, 3, 2)} | {len(pairs)})
+        least = 2 if pairs.opposite else 1
+        counts = {max(1, len(pairs) // part // least) * least for part in (20, 10, 5, 4, 3, 2)}
+        counts = sorted({count for count in counts if count < len(pairs)} | {len(pairs)})
         subsets = {count: evenly_spread(count, len(pairs), pairs.opposite) for count in counts}
         rows = []
         for image in errors:

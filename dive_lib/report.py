@@ -44,10 +44,12 @@ PAPER_TABLE_1 = ({"steps": 400, "AP": 5.7, "minutes": 18}, {"steps": 1000, "AP":
 CLASSIFIERS = {
     "diffusion_classifier": ("Diffusion Classifier, every class", 77.3),
     "diffusion_classifier_adaptive": ("Diffusion Classifier, adaptive", None),
-    "dive_published": ("DIVE, as published", 77.2),
+    "dive_published": ("DIVE, the published loop", 77.2),
     "dive_text": ("DIVE, as the text has it", None),
     "dive_exact": ("DIVE, exact reuse", None),
     "dive_fast": ("best approximation (ours)", None),
+    "diffusion_classifier_independent": ("independent noises: every class", None),
+    "dive_independent": ("independent noises: DIVE, exact reuse", None),
     "dive_without_in_vocabulary": ("DIVE without in-vocabulary search", 60.3),
     "synthetic_data": ("network trained on generated images", 67.1),
     "diffusion_feature": ("head on the model's features", 69.2),

@@ -213,6 +213,16 @@ def test_noises_may_be_opposite_or_shared(world):
     assert (shared == own[:1]).all()
 
 
+def test_a_method_may_have_a_noise_of_its_own(world):
+    """Its spec is that of a run on other pairs, and its settings do not name the noise."""
+    described = spec(world, {"method": "enumerate", "noise": "independent"}, pairs=PAIRS | {"noise": "antithetic"})
+    assert described == spec(world, {"method": "enumerate"}, pairs=PAIRS | {"noise": "independent"})
+    assert described["settings"] == {}
+    enumerated = classifications.Runner(spec(world, {"method": "enumerate"}, pairs=PAIRS | {"noise": "antithetic"}))
+    counts = [count for count, _ in enumerated.results(world.ids("test")[:1])[0]["by_pairs"]]
+    assert counts == [2, 6], "of opposite noises both are read"
+
+
 def test_every_method_answers_on_the_published_noises(world, tmp_path):
     published = PAIRS | {"noise": "published"}
     enumerated = {r["image_id"]: r["errors"] for r in classifications.run(

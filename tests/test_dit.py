@@ -169,7 +169,8 @@ def test_an_image_is_learned_under_a_noise_and_its_opposite():
     model, seen = dit.DiT(["left", "right"], tiny.TRANSFORMER), []
     predict = model.predict_noise
     model.predict_noise = lambda z, t, context: seen.append((z, t, context)) or predict(z, t, context)
-    class_training.class_loss(tiny.latents(3), torch.tensor([0, 1, 1]), 8)(model, 0, torch.Generator().manual_seed(2))
+    loss_of = class_training.class_loss(tiny.latents(3), torch.tensor([0, 1, 1]), 8, antithetic=True)
+    loss_of(model, 0, torch.Generator().manual_seed(2))
     (z, t, context), = seen
     assert len(z) == 8 and torch.equal(t[:4], t[4:]) and torch.equal(context[:4], context[4:])
     index = torch.randint(3, (4,), generator=torch.Generator().manual_seed(2))
@@ -177,7 +178,7 @@ def test_an_image_is_learned_under_a_noise_and_its_opposite():
     torch.testing.assert_close((z[:4] + z[4:]) / 2, level * tiny.latents(3)[index])
     assert not torch.allclose(z[:4], z[4:])
     with pytest.raises(ValueError, match="must be even, got 7"):
-        class_training.class_loss(tiny.latents(3), torch.tensor([0, 1, 1]), 7)
+        class_training.class_loss(tiny.latents(3), torch.tensor([0, 1, 1]), 7, antithetic=True)
 
 
 def test_a_class_is_a_layout_of_one_object_with_one_field():

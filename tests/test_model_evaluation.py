@@ -40,6 +40,7 @@ def world(tmp_path, monkeypatch):
                                per_class={"train": 0, "val": 1, "test": 2}, encoder=str(tmp_path / "vae"))
     runs, model = paths.runs("x"), tiny.dit(classes=["n01", "n02"])
     checkpoint.save_model(runs / "dit", model, model.config)
+    (runs / "layout_ldm" / "early").mkdir(parents=True)  # of the other half
     checkpoint.save_model(runs / "classifiers" / "resnet", classifiers.make(NETWORK, **SHAPE), NETWORK | SHAPE)
     described = classifications.make_spec(data, "test", data.ids("test"), runs / "dit", DIVE,
                                           pairs=PAIRS | {"noise": "published"}, batch=4)
@@ -60,16 +61,16 @@ def run_cells(**second_model) -> dict:
 
 def test_table_vi_with_the_papers_second_model(world):
     names = run_cells(name="LDM-4", architecture="LDM-4", checkpoint=str(world), encoder=str(world))
-    assert isinstance(class_models.load(paths.scratch() / "second_model"), ClassLDM)
+    assert isinstance(class_models.load(paths.runs("x") / "second_model"), ClassLDM)
     assert list(names["metrics"]) == ["DiT", "LDM-4"] == list(names["answers"])
     assert [split.load_image(0).shape for split in names["drawn"].values()] == [(3, 16, 16)] * 2
     one, other = ([r["image_id"] for r in results] for results in names["answers"].values())
     assert one == other and len(one) == 4
-    spec = read_json(paths.runs("x") / "classification_weak" / "spec.json")
+    spec = read_json(paths.runs("x") / "classification_second" / "spec.json")
     assert spec["encoder"] == str(world) and spec["pairs"]["noise"] == "published"
     deviation = class_models.load(paths.runs("x") / "dit").vocabulary.std
     assert spec["settings"]["lr_std"] == pytest.approx(DIVE["lr"] / deviation), "0.3 is another rate for another table"
-    count = sum(p.numel() for p in class_models.load(paths.scratch() / "second_model").parameters())
+    count = sum(p.numel() for p in class_models.load(paths.runs("x") / "second_model").parameters())
     assert names["metrics"]["LDM-4"]["parameters"] == count
     assert names["metrics"]["LDM-4"].keys() == names["metrics"]["DiT"].keys()
 
@@ -82,6 +83,11 @@ def test_table_vi_with_the_same_model_early_in_its_training(world):
     names = run_cells(name="early DiT", architecture="", checkpoint="", encoder="")
     assert list(names["metrics"]) == ["DiT", "early DiT"] == list(names["answers"])
     first, spec = (read_json(paths.runs("x") / folder / "spec.json")
-                   for folder in ("classification/dive_exact", "classification_weak"))
+                   for folder in ("classification/dive_exact", "classification_second"))
     assert spec["model"].endswith("dit/early") and spec["model_weights"] != first["model_weights"]
     assert spec["encoder"] == first["encoder"]
+
+
+def test_a_missing_early_model_is_told_before_anything_is_drawn(world):
+    with pytest.raises(FileNotFoundError, match="runs/x/dit/early: no such model; set dit.optimiser.early above 0"):
+        run_cells(name="early DiT", architecture="", checkpoint="", encoder="")
