@@ -21,7 +21,7 @@ from typing import Protocol
 from dive_lib import checkpoint, paths, stage_scratch
 from dive_lib.files import read_json, write_json
 from dive_lib.progress import Progress, silent, written_to
-from dive_lib.side_by_side import copies
+from dive_lib.side_by_side import copies, usable
 
 
 class Runner(Protocol):
@@ -51,9 +51,10 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
     empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The
     scratch folder goes when the stage has ended well (`stage_scratch`); outside a stage it stays until `forget`. One
-    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`). Raises
-    RuntimeError with a copy's traceback if one fails.
+    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`); with a
+    GPU it is always one. Raises RuntimeError with a copy's traceback if one fails.
     """
+    workers = usable(workers, label)
     stage_scratch.keep(_scratch(spec))
     target, directory = Path(directory), prepare(_scratch(spec), spec)
     done = _present(directory, spec)
@@ -121,7 +122,7 @@ def command(runner: type[Runner]) -> None:
 
 def seconds_per_image(results: list[dict], workers: int) -> float:
     """Wall seconds per image of the whole machine, its `workers` processes working side by side."""
-    return round(sum(r["seconds"] for r in results) / len(results) / workers, 4)
+    return round(sum(r["seconds"] for r in results) / len(results) / usable(workers, "seconds"), 4)
 
 
 def _run_copies(directory: Path, spec: dict, runner: type[Runner], workers: int, progress: Progress) -> None:

@@ -22,15 +22,24 @@ from threadpoolctl import threadpool_limits
 from dive_lib.progress import Progress, silent
 
 
+def usable(workers: int, label: str) -> int:
+    """`workers`, but 1 on a machine with a GPU: copies of a process cannot use it, and one process fills it.
+
+    Results do not depend on it. Raises ValueError for less than 1.
+    """
+    if workers < 1:
+        raise ValueError(f"{label}: at least one worker is needed, got {workers}")
+    return 1 if torch.cuda.is_available() else workers
+
+
 def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings") -> list:
     """The results of all calls, in their order, `workers` at a time.
 
     One worker is this process, with all its threads; several are copies of it with one thread each, whose results do
-    not depend on how many there are. A process that uses a GPU cannot be copied: give its calls one worker. Raises
-    RuntimeError with a call's traceback.
+    not depend on how many there are. With a GPU it is always one (`usable`). Raises RuntimeError with a call's
+    traceback.
     """
-    if workers < 1:
-        raise ValueError(f"{label}: at least one worker is needed, got {workers}")
+    workers = usable(workers, label)
     results: list = [None] * len(calls)
     with Progress(len(calls), label, unit=unit) as progress:
         if workers == 1:
@@ -51,8 +60,6 @@ def copies(calls: Sequence[Callable[[], Any]], workers: int, label: str,
 
     All copies end when this is closed (`contextlib.closing`), or with this process.
     """
-    if torch.cuda.is_initialized():
-        raise RuntimeError(f"{label}: a process that uses a GPU cannot be copied; set workers to 1")
     waiting, running = list(enumerate(calls)), {}
     try:
         while waiting or running:

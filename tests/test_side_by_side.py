@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib.side_by_side import side_by_side
+from dive_lib.image_runs import seconds_per_image
+from dive_lib.side_by_side import side_by_side, usable
 
 
 def learn(seed: int) -> np.ndarray:
@@ -95,8 +96,10 @@ def test_no_worker_is_refused():
         side_by_side([lambda: 1], 0, "heads")
 
 
-def test_a_process_that_uses_a_gpu_is_not_copied(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match="heads: a process that uses a GPU cannot be copied; set workers to 1"):
-        side_by_side([lambda: 1], 2, "heads")
-    assert side_by_side([lambda: 1], 1, "heads") == [1]
+def test_with_a_gpu_one_process_does_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert side_by_side([os.getpid, os.getpid], 2, "heads") == [os.getpid()] * 2
+    assert usable(4, "heads") == 1 and seconds_per_image([{"seconds": 3.0}], 4) == 3.0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert os.getpid() not in side_by_side([os.getpid, os.getpid], 2, "heads")
+    assert usable(4, "heads") == 4 and seconds_per_image([{"seconds": 3.0}], 4) == 0.75
