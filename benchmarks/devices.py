@@ -6,11 +6,12 @@
 Published, on an RTX 3090 and an A100: detection in 90 and 50 minutes at AP 10.3 and 10.6, classification in 240 and 80
 seconds at 76.6 and 77.2. Here classification is Table IV's `dive_exact`, and detection the profile's straight-through
 search: on the processor with one thread and with all, and on every CUDA device; in float32, in TF32 where the device
-has it, and under bfloat16 autocast. A device that is absent is no row.
+has it, and with networks in bfloat16 (`dive_lib.execution`). A device that is absent is no row.
 
 Images are of the validation split, detection's of its subset `tuning`. `same_answers` is the percentage of images whose
-answer, a class or a whole layout, is that of the first row: float32 on one thread of the processor. Seconds are those
-of the search and of detection's scores, after a first step that is not counted, and not of encoding the images.
+answer, a class or a whole layout, is that of the first row: float32 on one thread of the processor, if it takes part.
+Seconds are those of the search and of detection's scores, after a first step that is not counted, and not of encoding
+the images.
 """
 
 import argparse
@@ -55,10 +56,11 @@ class Detection(Movable, detections.Runner):
 
 @dataclass
 class Task:
-    """runner: frozen models. ids: images. evaluate: results -> accuracy or AP, interval, cost. answer: key of a result
-    by which devices are compared."""
+    """spec, runner: frozen models and search. ids: images. evaluate: results -> accuracy or AP, interval, cost. answer:
+    key of a result by which devices are compared."""
 
-    runner: Classification | Detection
+    spec: dict
+    runner: type[Classification | Detection]
     ids: list
     evaluate: Callable[[list[dict]], dict]
     answer: str
@@ -71,15 +73,16 @@ def main(arguments: list[str] | None = None) -> dict:
                         choices=("classification", "detection"))
     parser.add_argument("--images", type=int, default=100, help="validation images of classification")
     parser.add_argument("--scenes", type=int, default=20, help="validation images of detection")
+    parser.add_argument("--no-processor", action="store_true", help="accelerators only")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
     rows, settings = [], {"profile": options.profile, "split": "val"}
     for name in options.tasks:
         task = (classification(options.profile, options.images) if name == "classification" else
                 detection(options.profile, options.scenes))
-        rows += [{"task": name} | row for row in device_rows(task)]
-        settings[name] = {"images": len(task.ids), "images_at_once": task.runner.spec["batch"],
-                          "inversion": vars(task.runner.config)}
+        rows += [{"task": name} | row for row in device_rows(task, not options.no_processor)]
+        settings[name] = {"images": len(task.ids), "images_at_once": task.spec["batch"],
+                          "inversion": task.spec.get("inversion", task.spec.get("settings"))}
     return measure.save("devices", settings, rows, arguments=measure.given(arguments), folder=options.out)
 
 
@@ -90,7 +93,7 @@ def classification(profile: str, images: int) -> Task:
     ids = classification_results.spread(data.ids("val"), images)
     spec = classifications.make_spec(data, "val", ids, paths.runs(profile) / "dit", methods["rows"]["dive_exact"],
                                      pairs=methods["pairs"], batch=group["batch"], seed=group["seed"])
-    return Task(Classification(spec), ids, classification_results.evaluate_run, "prediction")
+    return Task(spec, Classification, ids, classification_results.evaluate_run, "prediction")
 
 
 def detection(profile: str, images: int) -> Task:
@@ -98,14 +101,14 @@ def detection(profile: str, images: int) -> Task:
     settings = parameters.load(profile)["detection"]
     search = parameters.named("searches", "straight_through", settings["search"])
     inversion = search | {"steps": settings["steps"], "seed": settings["seed"]}
-    runner, ids = inversion_cost.load(profile, settings, inversion, images, runner=Detection)
-    truth = dataset.load(profile).annotations("val")
-    return Task(runner, ids, lambda results: detection_results.evaluate_run(truth, results, ids), "tokens")
+    spec = inversion_cost.describe(profile, settings, inversion, images)
+    truth, ids = dataset.load(profile).annotations("val"), spec["image_ids"]
+    return Task(spec, Detection, ids, lambda results: detection_results.evaluate_run(truth, results, ids), "tokens")
 
 
-def places() -> Iterator[tuple[str, int | None]]:
+def places(processor: bool = True) -> Iterator[tuple[str, int | None]]:
     """(device, threads): the processor with one thread and with all, then every CUDA device, whose threads are None."""
-    yield from (("cpu", threads) for threads in sorted({1, provenance.machine()["cores"]}))
+    yield from (("cpu", threads) for threads in sorted({1, provenance.machine()["cores"]}) if processor)
     yield from ((f"cuda:{number}", None) for number in range(torch.cuda.device_count()))
 
 
@@ -133,31 +136,30 @@ def computing(precision: str, threads: int | None) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[2]
 
 
-def device_rows(task: Task) -> list[dict]:
+def device_rows(task: Task, processor: bool) -> list[dict]:
     """A row for each device, number of threads and precision. The first one's answers are those of `same_answers`."""
-    rows, reference, config = [], None, task.runner.config
-    for device, threads in places():
-        task.runner.move(device)
+    rows, reference = [], None
+    for device, threads in places(processor):
         name = provenance.processor_name() if device == "cpu" else torch.cuda.get_device_name(device)
         for precision in precisions(device):
-            task.runner.config = replace(config, bf16=precision == "bfloat16")
+            runner = task.runner(task.spec | {"execution": {"bf16": precision == "bfloat16"}})
+            runner.move(device)
             with computing(precision, threads), measure.quiet():
-                results = searched(task)
+                results = searched(runner, task.ids)
             reference = reference or results
             rows.append({"device": name, "threads": threads, "precision": precision} |
                         described(results, reference, task))
             print(measure.markdown(rows[-1:]), flush=True)
-    task.runner.config = config
     return rows
 
 
-def searched(task: Task) -> list[dict]:
+def searched(runner: Classification | Detection, ids: list) -> list[dict]:
     """The results of all images, after one step of the first batch: by then kernels are chosen, memory is taken."""
-    runner, config, size = task.runner, task.runner.config, task.runner.spec["batch"]
+    config, size = runner.config, runner.spec["batch"]
     runner.config = replace(config, steps=1)
-    runner.results(task.ids[:size])
+    runner.results(ids[:size])
     runner.config = config
-    parts = [task.ids[start:start + size] for start in range(0, len(task.ids), size)]
+    parts = [ids[start:start + size] for start in range(0, len(ids), size)]
     return [result for part in parts for result in runner.results(part)]
 
 

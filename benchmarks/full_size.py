@@ -8,13 +8,14 @@ Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), traini
 the 58M prior, gradient of DiT-XL/2 with respect to the class embedding (batch 25), and `dive_lib.inversion.invert`
 as a whole, with draws, optimiser and monitor.
 
-Precisions: fp32 (matrix products in TF32 where the chip has it), bf16_autocast (float32 weights, `bf16: true` of the
-library), bf16 (networks wholly in bfloat16; a training step keeps float32 weights and is the same as autocast).
-Modes: eager, compiled (torch.compile), graph (the step replayed as one CUDA graph, without launch costs) and both.
+Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
+float32 weights under autocast). Modes of bf16: eager, compiled (torch.compile, as `dive_lib.execution` does it), graph
+(the step replayed as one CUDA graph, without launch costs) and both; fp32 is eager.
 """
 
 import argparse
 import gc
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,12 +23,13 @@ import torch
 from benchmarks import measure
 from benchmarks.full_size_models import SIZES, Models
 from dive_lib.inversion import InversionConfig, invert
-from dive_lib.objective import Objective
 
-PAPER_FLOP_PER_IMAGE = 3.4e16  # 2000 steps of 50 pairs and the monitor, by FLOPs of LDM-8
-PAPER_TFLOPS = 11.0  # which 50 minutes per image amount to
-PRECISIONS = ("fp32", "bf16_autocast", "bf16")
+PAPER_STEPS = 2000
+PAPER_TFLOPS = 11.0  # which its 50 minutes per image amount to
+PRECISIONS = ("fp32", "bf16")
 MODES = ("eager", "compiled", "graph", "compiled+graph")
+STEPS = ("LDM inversion", "LDM training", "prior inversion", "DiT inversion")
+LOOP = "DIVE loop"
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--size", default="auto", choices=("auto", *SIZES), help="auto: full on an accelerator")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument("--modes", nargs="+", default=["eager"], choices=MODES)
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=MODES)
+    parser.add_argument("--steps", nargs="+", default=[*STEPS, LOOP], choices=(*STEPS, LOOP))
     parser.add_argument("--images", nargs="+", type=int, default=[1], help="images inverted in one step")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
@@ -56,35 +59,33 @@ def main(arguments: list[str] | None = None) -> dict:
           + ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in rates.items()))
     counted = {images: {name: measure.flops(build()) for name, build in Models(size, "fp32", "meta", images=images)
                         .steps().items()} for images in options.images}
-    rows = []
-    for precision in options.precisions:
-        peak = rates["fp32" if precision == "fp32" else "bf16"]
-        for mode in options.modes:
-            for images in options.images:
-                models = Models(size, precision, device, compiled="compiled" in mode, images=images)
-                rows += [measure_step(models, name, mode, counted[images][name], peak, options.repeats)
-                         for name in models.steps() if skipped(name, precision, mode, images, options) is None]
-        if precision != "bf16":  # the library knows float32 and autocast
-            for images in options.images:
-                rows.append(measure_loop(Models(size, precision, device, images=images), counted[images], peak))
-    for row in rows:
-        if not reduced and row.get("step", "").startswith("LDM inversion") and row.get("tflops"):
-            row["minutes_per_image_at_the_papers_setting"] = PAPER_FLOP_PER_IMAGE / row["tflops"] / 1e12 / 60
     settings = {"device": device, "size": size, "precisions": options.precisions, "modes": options.modes,
                 "images": options.images, "repeats": options.repeats, "pairs": SIZES[size]["pairs"],
                 "matrix": SIZES[size]["matrix"]}
-    return measure.save("full_size", settings, rows, arguments=measure.given(arguments), folder=options.out,
-                        reduced=reduced, matrix_tflops=rates, paper_detection_tflops=PAPER_TFLOPS)
+    facts = {"arguments": measure.given(arguments), "folder": options.out, "reduced": reduced, "matrix_tflops": rates,
+             "paper_detection_tflops": PAPER_TFLOPS}
+    rows = []
+    for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
+        if skipped(name, precision, mode, images, options) is not None:
+            continue
+        models = Models(size, precision, device, compiled="compiled" in mode, images=images)
+        rows.append(measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else
+                    measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats))
+        print(measure.markdown(rows[-1:]), flush=True)
+        measure.save("full_size", settings, rows, **facts, show=False)  # compiling the next one may take minutes
+    return measure.save("full_size", settings, rows, **facts)
 
 
 def skipped(name: str, precision: str, mode: str, images: int, options: argparse.Namespace) -> str | None:
-    """Why a combination would only repeat another one; None where it is measured."""
+    """Why a combination is left out; None where it is measured."""
+    if precision == "fp32" and mode != "eager":
+        return "fp32 is what the others are compared with"
+    if name == LOOP and "graph" in mode:
+        return "the loop is not replayed as a graph"
     if name != "LDM training":
         return None
-    if precision == "bf16" and "bf16_autocast" in options.precisions:
-        return "training in bf16 is autocast"
-    if "graph" in mode and mode.replace("+graph", "").replace("graph", "eager") in options.modes:
-        return "training is not replayed as a graph"
+    if mode != "eager":
+        return "dive_lib.train neither compiles nor replays"
     return "training knows no images" if images != options.images[0] else None
 
 
@@ -131,20 +132,20 @@ def replayed(step, device: str):
     return replay
 
 
-def measure_loop(models: Models, counted: dict[str, int], peak: float, steps: int = 4) -> dict:
-    """The library's whole loop (draws, straight-through step, prior, AdamW, monitor) at the paper's settings.
+def measure_loop(models: Models, mode: str, counted: dict[str, int], peak: float, steps: int = 4) -> dict:
+    """The library's whole loop (draws, straight-through step, prior, AdamW, monitor) at the paper's settings: with a
+    monitor of four times as many pairs, 200, after every fourth step. Minutes per image are those of 2000 such steps.
 
     Operations: each forward-equivalent is taken as half of a counted step's operations per sample.
     """
-    row = {"step": "DIVE loop (dive_lib.inversion)", "precision": models.precision, "mode": "eager",
+    row = {"step": LOOP, "precision": models.precision, "mode": mode,
            "images": models.images, "batch": models.batch("LDM inversion")}
     try:
         measure.reset_peak(models.device)
-        ldm = models.ldm().requires_grad_(False).eval()
-        objective = Objective(ldm, models.prior(ldm).requires_grad_(False).eval())
-        pairs = models.size["pairs"]
-        config = InversionConfig(steps=steps, batch=pairs, monitor_pairs=pairs, monitor_every=steps,
-                                 bf16=models.precision != "fp32")
+        ldm, pairs = models.ldm(), models.size["pairs"]
+        objective = models.frozen(ldm, models.prior(ldm), chunk=pairs * models.images)
+        config = InversionConfig(steps=steps, batch=pairs, monitor_pairs=4 * pairs, monitor_every=4,
+                                 monitor_start=False)
         latents = models.random(models.images, *ldm.latent_shape)
         costs = []
         with measure.quiet():
@@ -156,11 +157,14 @@ def measure_loop(models: Models, counted: dict[str, int], peak: float, steps: in
                  + prior * counted["prior inversion"] / models.batch("prior inversion") / 2)
         row |= {"gflop": flops / 1e9 / steps, "ms": median * 1000 / steps, "peak_gib": measure.peak_gib(models.device),
                 "tflops": flops / median / 1e12, "share_of_matrix_rate": flops / median / 1e12 / peak}
+        if models.size is SIZES["full"]:
+            row["minutes_per_image"] = median / steps * PAPER_STEPS / 60 / models.images
     except Exception as error:  # as in measure_step
         row["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     finally:
         ldm = objective = None
         gc.collect()
+        torch.compiler.reset()
     return row
 
 

@@ -11,6 +11,7 @@ those of the validation split's tuning subset. `reused` are samples per image th
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,39 +35,39 @@ def main(arguments: list[str] | None = None) -> dict:
     settings = parameters.load(options.profile)["detection"]
     search = parameters.named("searches", "straight_through", settings["search"])
     inversion = search | {"steps": options.steps, "seed": settings["seed"]}
-    runner, ids = load(options.profile, settings, inversion, options.images)
+    spec = describe(options.profile, settings, inversion, options.images)
+    runner, ids = detections.Runner(spec), spec["image_ids"]
     latents = runner.latents(ids)
-    rows = loop_rows(runner.objective, latents, inversion, options)
+    half = detections.Runner(spec | {"execution": {"bf16": True}}).objective
+    rows = loop_rows(runner.objective, half, latents, inversion, options)
     rows += gradient_rows(runner.objective, latents, InversionConfig(**inversion), options)
     chosen = {"profile": options.profile, "images": len(ids), "repeats": options.repeats, "inversion": inversion}
     return measure.save("inversion_cost", chosen, rows, arguments=measure.given(arguments), folder=options.out)
 
 
-def load(profile: str, settings: dict, inversion: dict, images: int,
-         runner: type[detections.Runner] = detections.Runner) -> tuple[detections.Runner, list[int]]:
-    """The frozen models of a profile with its objective, as a `runner`, and ids of validation images."""
+def describe(profile: str, settings: dict, inversion: dict, images: int) -> dict:
+    """A run of the frozen models of a profile, with its objective, on validation images."""
     data, runs = dataset.load(profile), paths.runs(profile)
-    ids = data.subsets["tuning"][:images]
-    spec = detections.make_spec(
-        data=str(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
-        first_stage=str(runs / "first_stage"), layout_ldm=str(runs / "layout_ldm"),
-        prior=[str(runs / "layout_prior")], inversion=inversion,
-        objective={"weight": settings["prior_weight"], "reduction": settings["reduction"]})
-    return runner(spec), ids
+    return detections.make_spec(
+        data=str(data.root), split=data.names["val"], train_split=data.names["train"],
+        image_ids=data.subsets["tuning"][:images], first_stage=str(runs / "first_stage"),
+        layout_ldm=str(runs / "layout_ldm"), prior=[str(runs / "layout_prior")], inversion=inversion,
+        objective=settings["objective"])
 
 
-def loop_rows(objective: Objective, latents: torch.Tensor, inversion: dict, options: argparse.Namespace) -> list[dict]:
-    """The whole loop: rows per batch size, without the memo, and in bfloat16."""
+def loop_rows(objective: Objective, half: Objective, latents: torch.Tensor, inversion: dict,
+              options: argparse.Namespace) -> list[dict]:
+    """The whole loop: rows per batch size, without the memo, and with networks in bfloat16, `half`."""
     batches = [size for size in dict.fromkeys(options.batches) if size <= len(latents)] or [len(latents)]
     most = max(batches)
-    variants = [("loop", size, {}) for size in batches]
-    variants += [("loop, without memoised states", most, {"memoise": False}),
-                 ("loop, bfloat16", most, {"bf16": True})]
-    return [loop_row(name, objective, latents, size, InversionConfig(**inversion | changes), options.repeats)
-            for name, size, changes in variants]
+    config = InversionConfig(**inversion)
+    variants = [("loop", objective, size, config) for size in batches]
+    variants += [("loop, without memoised states", objective, most, replace(config, memoise=False)),
+                 ("loop, bfloat16", half, most, config)]
+    return [loop_row(*variant, latents, options.repeats) for variant in variants]
 
 
-def loop_row(name: str, objective: Objective, latents: torch.Tensor, batch: int, config: InversionConfig,
+def loop_row(name: str, objective: Objective, batch: int, config: InversionConfig, latents: torch.Tensor,
              repeats: int) -> dict:
     """Inverts images `batch` at a time. Of single images only a few are inverted: each costs about the same."""
     images = latents[:max(batch, min(5, len(latents)))]
@@ -78,10 +79,10 @@ def loop_row(name: str, objective: Objective, latents: torch.Tensor, batch: int,
 
     device = latents.device.type
     with measure.quiet():
-        invert(objective, images[:batch], InversionConfig(**vars(config) | {"steps": 1}))
+        invert(objective, images[:batch], replace(config, steps=1))
         total = measure.seconds(run, repeats=repeats, warmup=0, device=device)
-    count = len(images)
-    return {"what": name, "images_at_once": batch, "precision": "bf16" if config.bf16 else "fp32",
+    count, half = len(images), objective.ldm.network.dtype is torch.bfloat16
+    return {"what": name, "images_at_once": batch, "precision": "bf16" if half else "fp32",
             "steps": config.steps, "seconds_per_image": total / count,
             "forward_equivalents_per_image": sum(r.cost.forward_equivalents for r in results) / count,
             "reused_per_image": sum(r.cost.reused for r in results) / count,

@@ -86,14 +86,15 @@ def given(arguments: list[str] | None) -> list[str]:
 
 
 def save(name: str, settings: dict, rows: list[dict], *, arguments: list[str], folder: Path | None = None,
-         **facts) -> dict:
-    """Writes benchmarks/results/<name>.json and .md, prints the table and returns the content. arguments: `given`.
+         show: bool = True, **facts) -> dict:
+    """Writes benchmarks/results/<name>.json and .md, shows the table and returns the content. arguments: `given`.
     facts: further keys; "reduced": whether the models were smaller than the papers'."""
     result = {"benchmark": name, "arguments": arguments, "machine": provenance.machine(), "torch": torch.__version__,
               "threads": torch.get_num_threads(), **facts, "settings": settings, "rows": rows}
     write_json((folder or RESULTS) / f"{name}.json", result)
     write_text((folder or RESULTS) / f"{name}.md", page(result))
-    print(markdown(rows))
+    if show:
+        print(markdown(rows))
     return result
 
 

@@ -82,12 +82,12 @@ def specification(candidate: dict, seed: int, profile: str, data: dataset.Datase
     """The run of one seed: the profile's settings with the candidate's changes."""
     settings, runs = parameters.load(profile)["detection"], paths.runs(profile)
     inversion, search = settled(candidate, settings, seed)
-    weight = candidate.get("weight", settings["prior_weight"])
+    weight = candidate.get("weight", settings["objective"]["weight"])
     prior = [paths.shorten(runs / "layout_prior")] if weight and inversion else []
     return detections.make_spec(
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
         first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
-        objective={"weight": weight, "reduction": candidate.get("reduction", settings["reduction"])},
+        objective={"weight": weight, "reduction": candidate.get("reduction", settings["objective"]["reduction"])},
         inversion=inversion, search=search, batch=settings["batch"])
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -20,6 +21,14 @@ def save_model(directory: Path | str, model: torch.nn.Module, config: dict,
     directory.mkdir(parents=True, exist_ok=True)
     save_tensors(directory / "weights.safetensors", model.state_dict() if state is None else state)
     write_json(directory / "config.json", config)
+
+
+def save_early(directory: Path | str, model: torch.nn.Module, config: dict, early: dict[str, torch.Tensor]) -> None:
+    """Writes the weights that `train(early=...)` kept as a model of their own; an empty folder where it kept none."""
+    shutil.rmtree(directory, ignore_errors=True)
+    Path(directory).mkdir(parents=True)
+    if early:
+        save_model(directory, model, config, early)
 
 
 def load_config(directory: Path | str) -> dict:

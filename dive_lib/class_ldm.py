@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from dive_lib import checkpoint, compvis, paths
 from dive_lib.class_vocabulary import ClassConditional, ClassGrid, ClassVocabulary
@@ -40,6 +41,11 @@ class ClassLDM(ClassConditional):
         self.unet = UNet2DConditionModel(**_arguments(unet, width))
         self.vocabulary = ClassVocabulary(self.grid, width, std=std)
         self.schedule = NoiseSchedule(**self.config["schedule"])
+
+    @property
+    def network(self) -> nn.Module:
+        """What predicts the noise, and takes nearly all of the time."""
+        return self.unet
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

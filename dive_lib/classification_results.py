@@ -165,9 +165,9 @@ def confused_pairs(results: list[dict], classes: Sequence[str], most: int = 10) 
     return [{"label": a, "answer": b, "images": n} for (a, b), n in ordered[:most]]
 
 
-def cheapest(candidates: dict[str, dict], tolerance: float) -> str:
-    """The candidate with the fewest forward-equivalents among those whose accuracy is at most `tolerance` points
-    below the best one's. For tuning: the candidates' rows are of validation images."""
-    best = max(row["accuracy"] for row in candidates.values())
-    good = {name: row for name, row in candidates.items() if row["accuracy"] >= best - tolerance}
-    return min(good, key=lambda name: (good[name]["forward_equivalents"], name))
+def within_budget(candidates: dict[str, dict], budget: float) -> str:
+    """The most accurate candidate of at most `budget` forward-equivalents, of equals the cheapest; where none is that
+    cheap, the cheapest of all. For tuning: the candidates' rows are of validation images."""
+    least = min(row["forward_equivalents"] for row in candidates.values())
+    cheap = {name: row for name, row in candidates.items() if row["forward_equivalents"] <= max(budget, least)}
+    return min(cheap, key=lambda name: (-cheap[name]["accuracy"], cheap[name]["forward_equivalents"], name))

@@ -23,8 +23,9 @@ import torch
 from dive_lib import checkpoint, class_models, image_encoder, image_runs, paths
 from dive_lib.class_data import ClassData
 from dive_lib.class_images import ClassImages, read_split
-from dive_lib.diffusion_classifier import (Classified, Elimination, antithetic_pairs, class_errors, eliminate,
-                                           evenly_spread, shared_pairs)
+from dive_lib.diffusion_classifier import (Classified, Elimination, class_errors, eliminate, evenly_spread,
+                                           shared_pairs)
+from dive_lib.execution import Execution
 from dive_lib.first_stage import device
 from dive_lib.gradient_shortlist import LossReading, class_gradients, classify_by_shortlist, fit_reading, load_reading
 from dive_lib.inversion import fixed_pairs, invert, published_pairs
@@ -37,18 +38,21 @@ METHODS = {"enumerate": {"pairs"}, "eliminate": {"keep", "pairs"},
 """Settings of each method; "enumerate" has a default for its own, "invert" takes those of InversionConfig."""
 FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
-NOISES = {"independent": fixed_pairs, "antithetic": antithetic_pairs, "shared": shared_pairs,
-          "published": published_pairs}
-"""Pairs by the value of `noise`, "independent" where there is none; all but the published are drawn from the seed."""
+NOISES = {"independent": fixed_pairs, "antithetic": fixed_pairs, "shared": shared_pairs, "published": published_pairs}
+"""Pairs by the value of `noise`, "independent" where there is none; all but the published are drawn from the seed.
+"antithetic" sets that of InversionConfig, and so holds for a monitor of its own pairs as well."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
-              classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0) -> dict:
+              classes: list[int] = (), reading: Path | str = "", batch: int = 50, seed: int = 0,
+              execution: dict | None = None) -> dict:
     """Describes a run. model: folder of a class-conditional model. method: {"method": name, settings ...}. pairs:
     t_low, t_high and t_interval of the timesteps, and noise, a key of NOISES, where it is not drawn from the seed; a
     method may have a `noise` of its own.
     classes: the only ones that are possible, for which images of others make no sense; all by default. reading: folder
-    of `learn_reading`, for a shortlist that is read. Raises ValueError for settings that do not fit together."""
+    of `learn_reading`, for a shortlist that is read. execution: settings of Execution. Raises ValueError for settings
+    that do not fit together."""
+    Execution(**(execution or {}))
     pairs = pairs | {key: value for key, value in method.items() if key == "noise"}
     settings = {key: value for key, value in method.items() if key not in ("method", "noise")}
     name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
@@ -57,7 +61,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     if name == "invert":
         try:
             InversionConfig(**{key: settings[key] for key in settings if key != "lr_std"}, **timesteps, seed=seed)
-        except TypeError as error:  # of a setting that InversionConfig does not have
+        except TypeError as error:  # of a setting that InversionConfig does not have, or that is the pairs'
             raise ValueError(f"classification {method}: {error}") from error
     elif name not in METHODS or set(settings) != METHODS[name] and (name != "enumerate" or settings):
         known = "; ".join(f"{key}: {', '.join(sorted(values)) or 'no settings'}" for key, values in METHODS.items())
@@ -74,7 +78,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
             "encoder_weights": image_encoder.fingerprint(data.encoder), "model": paths.shorten(model),
             "model_weights": checkpoint.weights_fingerprint(model), **known, "method": name,
             "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
-            "image_ids": list(image_ids)}
+            "image_ids": list(image_ids), "execution": execution or {}}
 
 
 def method_of(spec: dict) -> dict:
@@ -124,7 +128,8 @@ class Runner:
         self.encoder = image_encoder.load(spec["encoder"]).to(device())
         model = class_models.load(paths.ROOT / spec["model"]).to(device())
         self.classes = spec["classes"] or list(range(len(model.grid.classes)))
-        self.objective = Objective(class_models.with_classes(model, spec["classes"]) if spec["classes"] else model)
+        objective = Objective(class_models.with_classes(model, spec["classes"]) if spec["classes"] else model)
+        self.objective = Execution(**spec["execution"]).prepare(objective)
         settings = dict(spec["settings"]) if spec["method"] == "invert" else {"fixed_pairs": True}
         if "lr_std" in settings:
             settings["lr"] = settings.pop("lr_std") * model.vocabulary.std
@@ -232,11 +237,12 @@ class Runner:
 
 
 def _split_pairs(pairs: dict) -> tuple[dict, Callable[[Objective, InversionConfig], Pairs]]:
-    """The timesteps' settings, and what draws the pairs. Raises ValueError for an unknown noise."""
+    """The pairs' settings in InversionConfig, and what draws them. Raises ValueError for an unknown noise."""
     noise = pairs.get("noise", "independent")
     if noise not in NOISES:
         raise ValueError(f"noise of the pairs is {noise!r}; choose one of {', '.join(NOISES)}")
-    return {key: value for key, value in pairs.items() if key != "noise"}, NOISES[noise]
+    timesteps = {key: value for key, value in pairs.items() if key != "noise"}
+    return timesteps | {"antithetic": noise == "antithetic"}, NOISES[noise]
 
 
 def _files(images: ClassImages, image_ids: list[str]) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from dive_lib import checkpoint, first_stage, image_runs, layout_ldm, layout_prior, paths
 from dive_lib.coco import CocoLayouts, read_split, to_original
+from dive_lib.execution import Execution
 from dive_lib.inversion import InversionConfig, Inverted, invert, monitor_pairs
 from dive_lib.latents import LayoutTokens, load_images
 from dive_lib.local_search import LocalSearch, SearchConfig, box_proposals
@@ -19,12 +20,14 @@ from dive_lib.objective import Objective, Pairs
 
 def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, layout_ldm: str,
               prior: list[str] = (), objective: dict | None = None, inversion: dict | None = None,
-              search: dict | None = None, start: str = "none", batch: int = 40, train_split: str = "train") -> dict:
+              search: dict | None = None, start: str = "none", batch: int = 40, train_split: str = "train",
+              execution: dict | None = None) -> dict:
     """Describes a run. Paths are relative to the repository root.
 
     prior: no folder, one (the joint prior) or two (classes and boxes). objective: weight, reduction, loss.
     inversion, search: settings of InversionConfig and SearchConfig; with both, inversion starts at the search's
     result; with neither there is nothing to run. start: "none", or "truth" (the diagnosis of the objective).
+    execution: settings of Execution.
     """
     if inversion is None and search is None:
         raise ValueError("a run needs inversion settings, search settings or both")
@@ -32,12 +35,13 @@ def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, 
         raise ValueError(f"start must be 'none' or 'truth', got {start!r}")
     InversionConfig(**(inversion or {}))
     SearchConfig(**(search or {}))
+    Execution(**(execution or {}))
     weights = {str(folder): checkpoint.weights_fingerprint(folder)
                for folder in (first_stage, layout_ldm, *prior)}
     return {"data": str(data), "split": split, "train_split": train_split, "image_ids": list(image_ids),
             "first_stage": str(first_stage), "layout_ldm": str(layout_ldm), "prior": [str(p) for p in prior],
             "objective": objective or {}, "inversion": inversion, "search": search, "start": start, "batch": batch,
-            "weights": weights}
+            "weights": weights, "execution": execution or {}}
 
 
 prepare, collect = image_runs.prepare, image_runs.collect
@@ -67,7 +71,8 @@ class Runner:
         prior = [paths.ROOT / folder for folder in spec["prior"]]
         load_prior = layout_prior.load_decoupled if len(prior) == 2 else layout_prior.load
         prior = load_prior(*prior) if prior else None
-        self.objective = Objective(self.ldm, prior.to(device) if prior else None, **spec["objective"])
+        objective = Objective(self.ldm, prior.to(device) if prior else None, **spec["objective"])
+        self.objective = Execution(**spec["execution"]).prepare(objective)
         grid = self.ldm.grid
         train = read_split(paths.ROOT / spec["data"], spec["train_split"], check_images=False)
         split = read_split(paths.ROOT / spec["data"], spec["split"], categories=train.categories, check_images=False)

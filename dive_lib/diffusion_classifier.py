@@ -16,11 +16,6 @@ from dive_lib.objective import Cost, Objective, Pairs
 from dive_lib.progress import Progress
 
 
-def antithetic_pairs(objective: Objective, config: InversionConfig) -> Pairs:
-    """Fixed pairs whose every second noise is the opposite of the one before."""
-    return fixed_pairs(objective, config).antithetic()
-
-
 def shared_pairs(objective: Objective, config: InversionConfig) -> Pairs:
     """Fixed pairs with one noise for all timesteps."""
     pairs = fixed_pairs(objective, config)

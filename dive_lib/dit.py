@@ -62,6 +62,11 @@ class DiT(ClassConditional):
         _initialise(self)
 
     @property
+    def network(self) -> nn.Module:
+        """What predicts the noise, and takes nearly all of the time."""
+        return self.transformer
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent."""
         config = self.transformer.config

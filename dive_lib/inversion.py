@@ -8,7 +8,6 @@ condition are computed, and nothing is computed twice for the same discrete stat
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 
@@ -169,8 +168,7 @@ class _Run:
         if todo:
             images = torch.tensor([image for image, *_ in todo])
             states = torch.stack([state for *_, state in todo])
-            with self.autocast():
-                values = self.shared_values(images, states) if self.shares else self.values(images, states)
+            values = self.shared_values(images, states) if self.shares else self.values(images, states)
             for (image, key, _), value in zip(todo, values.tolist()):
                 self.monitored[image][key] = value
                 del self.noted[image][key]
@@ -207,7 +205,7 @@ class _Run:
             tokens = open_illegal_pairs(tokens, self.none)
         v = self.vocabulary(tokens) if config.in_vocabulary else self.v[images]  # the value of v', equation 6
         v = v.detach().requires_grad_()
-        with torch.enable_grad(), self.autocast():
+        with torch.enable_grad():
             gradient, losses = self.image_gradient(v, tokens, images, index, pairs)
             if self.objective.uses_prior:
                 gradient = gradient + self.prior_gradient(v, tokens, images, index, pairs)
@@ -314,7 +312,3 @@ class _Run:
         if self.objective.uses_prior:
             cost.prior_forward += prior
             cost.prior_backward += prior_backward
-
-    def autocast(self):
-        device = self.latents.device.type
-        return torch.autocast(device, torch.bfloat16) if self.config.bf16 else nullcontext()

@@ -28,8 +28,8 @@ class InversionConfig:
     ends of the loops). monitor_nearest: it evaluates NN(v); off, it evaluates v (published code without
     in_vocabulary). patience: stop an image when its monitor has not fallen for so many steps (0: never).
     memoise: reuse what is known of a (state, pair). memo_states: for so many of the latest states (0: for all).
-    antithetic: every second noise of the fixed pairs and of the monitor's is the opposite of the one before. bf16:
-    bfloat16 autocast. seed: of all draws.
+    antithetic: every second noise of the fixed pairs and of the monitor's is the opposite of the one before. seed: of
+    all draws.
     """
 
     steps: int = 2000
@@ -58,7 +58,6 @@ class InversionConfig:
     memoise: bool = True
     memo_states: int = 4
     antithetic: bool = False
-    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self):

@@ -92,6 +92,11 @@ class LayoutLDM(ConditionalDenoiser):
         self.schedule = NoiseSchedule(**(schedule or {}))
 
     @property
+    def network(self) -> nn.Module:
+        """What predicts the noise, and takes nearly all of the time."""
+        return self.unet
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent."""
         side = self.unet.config.sample_size

@@ -63,8 +63,8 @@ def draw_timesteps(count: int, steps: int, generator: torch.Generator, *, focus:
 class ConditionalDenoiser(nn.Module):
     """eps_theta(z_t, t, v_theta(y)) of a layout or a class y: what every such model does with its parts.
 
-    It has `vocabulary` (tokens -> embeddings), `context` (embeddings -> what the network reads), `predict_noise`
-    (z_t, t (B,), context -> noise like z_t), `schedule` and `latent_shape` (C, h, w).
+    It has `vocabulary` (tokens -> embeddings), `context` (embeddings -> what the network reads), `network` (the U-Net
+    or transformer), `predict_noise` (z_t, t (B,), context -> noise like z_t), `schedule` and `latent_shape` (C, h, w).
     """
 
     def forward(self, z_t: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:

@@ -89,10 +89,11 @@ def test_confusions():
     assert pairs == [{"label": "x", "answer": "y", "images": 2}, {"label": "y", "answer": "x", "images": 2}]
 
 
-def test_the_cheapest_good_candidate_is_chosen():
-    rows = {"slow": (90, 100), "fast": (89.5, 9), "poor": (80, 1)}
+def test_the_best_candidate_within_the_budget_is_chosen():
+    rows = {"slow": (90, 100), "fast": (89.5, 9), "equal": (89.5, 8), "poor": (80, 1)}
     candidates = {name: {"accuracy": a, "forward_equivalents": cost} for name, (a, cost) in rows.items()}
-    assert results_of.cheapest(candidates, 1.0) == "fast" and results_of.cheapest(candidates, 0.0) == "slow"
+    chosen = {budget: results_of.within_budget(candidates, budget) for budget in (0.5, 8, 10, 1000)}
+    assert chosen == {0.5: "poor", 8: "equal", 10: "equal", 1000: "slow"}
 
 
 def test_table_4_shows_present_rows_beside_the_paper():

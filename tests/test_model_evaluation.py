@@ -40,7 +40,7 @@ def world(tmp_path, monkeypatch):
                                per_class={"train": 0, "val": 1, "test": 2}, encoder=str(tmp_path / "vae"))
     runs, model = paths.runs("x"), tiny.dit(classes=["n01", "n02"])
     checkpoint.save_model(runs / "dit", model, model.config)
-    (runs / "layout_ldm" / "early").mkdir(parents=True)  # of the other half
+    checkpoint.save_early(runs / "layout_ldm_early", torch.nn.Linear(1, 1), {}, {"weight": torch.ones(1)})  # other half
     checkpoint.save_model(runs / "classifiers" / "resnet", classifiers.make(NETWORK, **SHAPE), NETWORK | SHAPE)
     described = classifications.make_spec(data, "test", data.ids("test"), runs / "dit", DIVE,
                                           pairs=PAIRS | {"noise": "published"}, batch=4)
@@ -78,16 +78,16 @@ def test_table_vi_with_the_papers_second_model(world):
 def test_table_vi_with_the_same_model_early_in_its_training(world):
     torch.manual_seed(1)
     model = tiny.dit(classes=["n01", "n02"])
-    checkpoint.save_model(paths.runs("x") / "dit" / "early", model, model.config,
+    checkpoint.save_model(paths.runs("x") / "dit_early", model, model.config,
                           {name: value + 0.1 for name, value in model.state_dict().items()})
     names = run_cells(name="early DiT", architecture="", checkpoint="", encoder="")
     assert list(names["metrics"]) == ["DiT", "early DiT"] == list(names["answers"])
     first, spec = (read_json(paths.runs("x") / folder / "spec.json")
                    for folder in ("classification/dive_exact", "classification_second"))
-    assert spec["model"].endswith("dit/early") and spec["model_weights"] != first["model_weights"]
+    assert spec["model"].endswith("dit_early") and spec["model_weights"] != first["model_weights"]
     assert spec["encoder"] == first["encoder"]
 
 
 def test_a_missing_early_model_is_told_before_anything_is_drawn(world):
-    with pytest.raises(FileNotFoundError, match="runs/x/dit/early: no such model; set dit.optimiser.early above 0"):
+    with pytest.raises(FileNotFoundError, match="runs/x/dit_early: no such model; set dit.optimiser.early above 0"):
         run_cells(name="early DiT", architecture="", checkpoint="", encoder="")

@@ -1,0 +1,64 @@
+"""How the frozen networks of a run are executed: how many samples at once, in bfloat16, compiled.
+
+Both options are for GPUs, where they let a network of the papers' size run at a good part of the chip's rate
+(`python -m benchmarks.full_size`). They hold for the large networks, U-Net, DiT and prior, in every search alike.
+Schedule, losses, embeddings and the optimiser stay in float32. bfloat16 changes results (`benchmarks/devices.py`
+measures how much); compiled networks round differently, as another device does.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dive_lib.layout_prior import LayoutPrior
+from dive_lib.objective import Objective
+
+
+@dataclass(frozen=True)
+class Execution:
+    """chunk: most samples in one network call. bf16: the networks' weights and activations are bfloat16. compile: they
+    pass through torch.compile, once for calls with and once for calls without a gradient. A compiled network is only
+    ever called with `chunk` samples: a smaller call is filled up, so `chunk` should divide what a run asks for, as 50
+    does a step of 50 pairs and a monitor of 200."""
+
+    chunk: int = 256
+    bf16: bool = False
+    compile: bool = False
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 sample, got {self.chunk}")
+
+    def prepare(self, objective: Objective) -> Objective:
+        """The objective, whose models' networks are changed to run this way."""
+        objective.chunk = self.chunk
+        models = [objective.ldm]
+        if objective.prior is not None:
+            models += [module for module in objective.prior.modules() if isinstance(module, LayoutPrior)]
+        for model in models if self.bf16 or self.compile else ():
+            self._change(model.network)
+        return objective
+
+    def _change(self, network: nn.Module) -> None:
+        """Replaces the forward method of a frozen network, whose attributes stay in reach."""
+        if self.bf16:
+            network.to(torch.bfloat16, memory_format=torch.channels_last)
+        forward = torch.compile(network.forward, dynamic=False) if self.compile else network.forward
+        network.forward = functools.partial(self._call, forward)
+
+    def _call(self, forward, *args, **kwargs):
+        """forward on tensors of B samples, in the dtype and for the number of samples that it is made for."""
+        count, dtype = len(args[0]), args[0].dtype
+        missing = self.chunk - count if self.compile else 0
+        out = forward(*(self._given(a, missing) if torch.is_tensor(a) else a for a in args), **kwargs)
+        single = torch.is_tensor(out)
+        outs = [part[:count].to(dtype) for part in ([out] if single else out)]
+        return outs[0] if single else tuple(outs)
+
+    def _given(self, tensor: torch.Tensor, missing: int) -> torch.Tensor:
+        if self.bf16 and tensor.is_floating_point():
+            tensor = tensor.to(torch.bfloat16)
+        return F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, missing]) if missing > 0 else tensor
