@@ -25,7 +25,7 @@ CANDIDATES = {
     "published_eps_half_rate": {"row": "dive_exact", "rate": 0.5, "changes": {"eps": 1e-8}},
     "all_timesteps": {"row": "dive_exact", "pairs": {"t_low": 0, "t_high": 1000, "t_interval": 80}},
     "independent_noises": {"row": "dive_exact", "pairs": {"noise": "independent"}},
-    "bfloat16": {"row": "dive_exact", "changes": {"bf16": True}},
+    "bfloat16": {"row": "dive_exact", "execution": {"bf16": True}},
     "without_in_vocabulary": {"row": "dive_without_in_vocabulary"},
     "without_in_vocabulary_rate_0.3": {"row": "dive_without_in_vocabulary", "rate": 0.3},
     "without_in_vocabulary_rate_3": {"row": "dive_without_in_vocabulary", "rate": 3.0},
@@ -34,7 +34,8 @@ CANDIDATES = {
                                                      "changes": {"eps": 1e-8}},
 }
 """name -> row: of `class_searches.methods` in params.yaml. rate: factor of its learning rate. changes: other settings
-of InversionConfig. pairs: changes to the profile's timesteps, with about as many pairs, and to their noises."""
+of InversionConfig. pairs: changes to the profile's timesteps, with about as many pairs, and to their noises. execution:
+changes to the profile's."""
 
 SHOWN = ("accuracy", "accuracy_ci95", "difference", "difference_ci95", "forward_equivalents", "mean_convergence_step")
 
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> dict:
     for name in options.only:
         method, pairs = settled(CANDIDATES[name], methods)
         spec = classifications.make_spec(data, "val", ids, model, method, pairs=pairs, batch=group["batch"],
+                                         execution=group["execution"] | CANDIDATES[name].get("execution", {}),
                                          seed=group["seed"])
         results = classifications.run(paths.runs(options.profile) / "benchmarks" / f"class_{name}", spec,
                                       workers=options.workers, label=name)

@@ -39,7 +39,8 @@ class Movable:
             self.objective.prior.to(device)
 
     def latents(self, image_ids: list) -> torch.Tensor:
-        return super().latents(image_ids).to(self.device)
+        with computing("float32", None):
+            return super().latents(image_ids).to(self.device)
 
 
 class Classification(Movable, classifications.Runner):
@@ -92,7 +93,8 @@ def classification(profile: str, images: int) -> Task:
     methods = parameters.named("class_searches", "methods", group["methods"])
     ids = classification_results.spread(data.ids("val"), images)
     spec = classifications.make_spec(data, "val", ids, paths.runs(profile) / "dit", methods["rows"]["dive_exact"],
-                                     pairs=methods["pairs"], batch=group["batch"], seed=group["seed"])
+                                     pairs=methods["pairs"], batch=group["batch"], seed=group["seed"],
+                                     execution=group["execution"])
     return Task(spec, Classification, ids, classification_results.evaluate_run, "prediction")
 
 
@@ -142,7 +144,8 @@ def device_rows(task: Task, processor: bool) -> list[dict]:
     for device, threads in places(processor):
         name = provenance.processor_name() if device == "cpu" else torch.cuda.get_device_name(device)
         for precision in precisions(device):
-            runner = task.runner(task.spec | {"execution": {"bf16": precision == "bfloat16"}})
+            half = {"bf16": precision == "bfloat16", "compile": False}
+            runner = task.runner(task.spec | {"execution": task.spec["execution"] | half})
             runner.move(device)
             with computing(precision, threads), measure.quiet():
                 results = searched(runner, task.ids)

@@ -77,7 +77,8 @@ class Models:
         """The objective of frozen models, executed in the chosen precision, and compiled where asked for."""
         for model in (ldm, prior) if prior is not None else (ldm,):
             model.requires_grad_(False).eval()
-        execution = Execution(chunk, self.precision == "bf16", self.compiled and self.device != "meta")
+        execution = Execution(chunk=chunk, bf16=self.precision == "bf16",
+                              compile=self.compiled and self.device != "meta")
         return execution.prepare(Objective(ldm, prior))
 
     def random(self, *shape: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> dict:
     spec = describe(options.profile, settings, inversion, options.images)
     runner, ids = detections.Runner(spec), spec["image_ids"]
     latents = runner.latents(ids)
-    half = detections.Runner(spec | {"execution": {"bf16": True}}).objective
+    half = detections.Runner(spec | {"execution": spec["execution"] | {"bf16": True}}).objective
     rows = loop_rows(runner.objective, half, latents, inversion, options)
     rows += gradient_rows(runner.objective, latents, InversionConfig(**inversion), options)
     chosen = {"profile": options.profile, "images": len(ids), "repeats": options.repeats, "inversion": inversion}
@@ -52,7 +52,7 @@ def describe(profile: str, settings: dict, inversion: dict, images: int) -> dict
         data=str(data.root), split=data.names["val"], train_split=data.names["train"],
         image_ids=data.subsets["tuning"][:images], first_stage=str(runs / "first_stage"),
         layout_ldm=str(runs / "layout_ldm"), prior=[str(runs / "layout_prior")], inversion=inversion,
-        objective=settings["objective"])
+        objective=settings["objective"], execution=settings["execution"])
 
 
 def loop_rows(objective: Objective, half: Objective, latents: torch.Tensor, inversion: dict,

@@ -3,6 +3,7 @@
 A result is one JSON file with the machine it was measured on, and the same rows as a markdown table beside it.
 """
 
+import argparse
 import contextlib
 import io
 import shlex
@@ -81,8 +82,11 @@ def matrix_rate(side: int, dtype: torch.dtype, device: str, repeats: int = 10) -
 
 
 def given(arguments: list[str] | None) -> list[str]:
-    """What a benchmark was called with: `arguments`, or None for those of the command line."""
-    return sys.argv[1:] if arguments is None else list(arguments)
+    """What a benchmark was called with, but for the folder of its result: `arguments`, or None for those of the
+    command line."""
+    folder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    folder.add_argument("--out")
+    return folder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))[1]
 
 
 def save(name: str, settings: dict, rows: list[dict], *, arguments: list[str], folder: Path | None = None,

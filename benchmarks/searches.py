@@ -88,7 +88,8 @@ def specification(candidate: dict, seed: int, profile: str, data: dataset.Datase
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
         first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
         objective={"weight": weight, "reduction": candidate.get("reduction", settings["objective"]["reduction"])},
-        inversion=inversion, search=search, batch=settings["batch"])
+        inversion=inversion, search=search, batch=settings["batch"],
+        execution=settings["execution"])
 
 
 def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, dict | None]:

@@ -81,7 +81,7 @@ class ClassVocabulary(nn.Module):
 class ClassConditional(ConditionalDenoiser):
     """eps_theta(z_t, t, v_theta(y)) of a class y: what every such model has beside its network.
 
-    It has `grid`, `vocabulary`, `schedule`, `config`, `latent_shape` (C, h, w), and `predict_noise`.
+    It has `grid`, `vocabulary`, `schedule`, `config`, `network`, `latent_shape` (C, h, w), and `predict_noise`.
     """
 
     grid: ClassGrid

@@ -15,7 +15,7 @@ shortlist   a few classes by one gradient, then elimination: rank_pairs, size, k
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ FITTED = ("model_weights", "encoder_weights", "pairs", "seed")
 """What a reading must share with the run that uses it."""
 NOISES = {"independent": fixed_pairs, "antithetic": fixed_pairs, "shared": shared_pairs, "published": published_pairs}
 """Pairs by the value of `noise`, "independent" where there is none; all but the published are drawn from the seed.
-"antithetic" sets that of InversionConfig, and so holds for a monitor of its own pairs as well."""
+"antithetic" sets `InversionConfig.antithetic`, and so holds for a monitor of its own pairs as well."""
 
 
 def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | str, method: dict, *, pairs: dict,
@@ -52,7 +52,6 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
     classes: the only ones that are possible, for which images of others make no sense; all by default. reading: folder
     of `learn_reading`, for a shortlist that is read. execution: settings of Execution. Raises ValueError for settings
     that do not fit together."""
-    Execution(**(execution or {}))
     pairs = pairs | {key: value for key, value in method.items() if key == "noise"}
     settings = {key: value for key, value in method.items() if key not in ("method", "noise")}
     name, (timesteps, _) = method.get("method"), _split_pairs(pairs)
@@ -78,7 +77,7 @@ def make_spec(data: ClassData, split: str, image_ids: list[str], model: Path | s
             "encoder_weights": image_encoder.fingerprint(data.encoder), "model": paths.shorten(model),
             "model_weights": checkpoint.weights_fingerprint(model), **known, "method": name,
             "settings": settings, "pairs": pairs, "classes": list(classes), "seed": seed, "batch": batch,
-            "image_ids": list(image_ids), "execution": execution or {}}
+            "image_ids": list(image_ids), "execution": asdict(Execution(**(execution or {})))}
 
 
 def method_of(spec: dict) -> dict:

@@ -5,6 +5,7 @@
 """
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -35,13 +36,12 @@ def make_spec(*, data: str, split: str, image_ids: list[int], first_stage: str, 
         raise ValueError(f"start must be 'none' or 'truth', got {start!r}")
     InversionConfig(**(inversion or {}))
     SearchConfig(**(search or {}))
-    Execution(**(execution or {}))
     weights = {str(folder): checkpoint.weights_fingerprint(folder)
                for folder in (first_stage, layout_ldm, *prior)}
     return {"data": str(data), "split": split, "train_split": train_split, "image_ids": list(image_ids),
             "first_stage": str(first_stage), "layout_ldm": str(layout_ldm), "prior": [str(p) for p in prior],
             "objective": objective or {}, "inversion": inversion, "search": search, "start": start, "batch": batch,
-            "weights": weights, "execution": execution or {}}
+            "weights": weights, "execution": asdict(Execution(**(execution or {})))}
 
 
 prepare, collect = image_runs.prepare, image_runs.collect

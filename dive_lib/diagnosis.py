@@ -158,8 +158,11 @@ def class_from_gradient(objective: Objective, latents: torch.Tensor, truth: torc
         scores = []
         for k in range(len(truth)):
             v = ldm.vocabulary(tokens[k:k + 1]).detach().requires_grad_()
-            images, context = (x.expand(len(pairs), *x.shape[1:]) for x in (latents[k:k + 1], ldm.context(v)))
-            gradient, = torch.autograd.grad(objective.image_losses(images, context, pairs).mean(), v)
+            gradient = torch.zeros_like(v)
+            for part in torch.arange(len(pairs)).split(objective.chunk):
+                images, context = (x.expand(len(part), *x.shape[1:]) for x in (latents[k:k + 1], ldm.context(v)))
+                loss = objective.image_losses(images, context, pairs[part]).mean() * (len(part) / len(pairs))
+                gradient += torch.autograd.grad(loss, v)[0]
             scores.append(table @ gradient[0, first[k], 0])
         table_rows.append({"class": name, "gradient": share(torch.stack(scores)),
                            "evaluation": share(torch.stack(losses, 1))})

@@ -16,13 +16,15 @@ from torch import nn
 from dive_lib.layout_prior import LayoutPrior
 from dive_lib.objective import Objective
 
+VERSIONS = 64  # of the networks of all runs in one process; PyTorch's own limit is 8
+
 
 @dataclass(frozen=True)
 class Execution:
     """chunk: most samples in one network call. bf16: the networks' weights and activations are bfloat16. compile: they
     pass through torch.compile, once for calls with and once for calls without a gradient. A compiled network is only
     ever called with `chunk` samples: a smaller call is filled up, so `chunk` should divide what a run asks for, as 50
-    does a step of 50 pairs and a monitor of 200."""
+    does a step of 50 pairs and a monitor of 200; a larger one raises ValueError."""
 
     chunk: int = 256
     bf16: bool = False
@@ -39,26 +41,32 @@ class Execution:
         if objective.prior is not None:
             models += [module for module in objective.prior.modules() if isinstance(module, LayoutPrior)]
         for model in models if self.bf16 or self.compile else ():
-            self._change(model.network)
+            self._replace_forward(model.network)
         return objective
 
-    def _change(self, network: nn.Module) -> None:
-        """Replaces the forward method of a frozen network, whose attributes stay in reach."""
+    def _replace_forward(self, network: nn.Module) -> None:
+        """Of a frozen network, whose attributes stay in reach."""
         if self.bf16:
             network.to(torch.bfloat16, memory_format=torch.channels_last)
-        forward = torch.compile(network.forward, dynamic=False) if self.compile else network.forward
+        forward = network.forward
+        if self.compile:  # networks of one class share the limit of compiled versions, beyond which all run uncompiled
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+            forward = torch.compile(forward, dynamic=False)
         network.forward = functools.partial(self._call, forward)
 
     def _call(self, forward, *args, **kwargs):
         """forward on tensors of B samples, in the dtype and for the number of samples that it is made for."""
         count, dtype = len(args[0]), args[0].dtype
         missing = self.chunk - count if self.compile else 0
-        out = forward(*(self._given(a, missing) if torch.is_tensor(a) else a for a in args), **kwargs)
+        if missing < 0:
+            raise ValueError(f"a network compiled for {self.chunk} samples was called with {count}")
+        out = forward(*(self._cast_and_pad(a, missing) if torch.is_tensor(a) else a for a in args), **kwargs)
         single = torch.is_tensor(out)
         outs = [part[:count].to(dtype) for part in ([out] if single else out)]
         return outs[0] if single else tuple(outs)
 
-    def _given(self, tensor: torch.Tensor, missing: int) -> torch.Tensor:
+    def _cast_and_pad(self, tensor: torch.Tensor, missing: int) -> torch.Tensor:
         if self.bf16 and tensor.is_floating_point():
             tensor = tensor.to(torch.bfloat16)
-        return F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, missing]) if missing > 0 else tensor
+        tensor = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, missing]) if missing else tensor
+        return tensor.contiguous() if self.compile else tensor  # other strides would be compiled anew

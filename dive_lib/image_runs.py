@@ -12,6 +12,7 @@ folder belongs to one spec: results of another spec are removed.
 
 import argparse
 import contextlib
+import gc
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -106,6 +107,8 @@ def run_shard(directory: Path | str, runner: type[Runner], shard: int = 0, shard
             if result["image_id"] in missing:
                 write_json(_path(directory, result["image_id"]), result)
                 report(1)
+    del prepared
+    gc.collect()  # a network whose forward method was replaced is a cycle: its weights leave the GPU here
 
 
 def command(runner: type[Runner]) -> None:

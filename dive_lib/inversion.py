@@ -7,7 +7,8 @@ condition are computed, and nothing is computed twice for the same discrete stat
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -119,8 +120,8 @@ class _Run:
         with Progress(config.steps, label) as progress:
             if config.monitor_start:
                 self.watch(0)
-            for step in range(config.steps):
-                self.step(step)
+            for step, (index, pairs) in enumerate(self.draws()):
+                self.step(step, index, pairs)
                 if (step + 1) % config.monitor_every == 0 or step + 1 == config.steps:
                     self.watch(step + 1)
                 progress.update(images=len(self.active))
@@ -196,10 +197,9 @@ class _Run:
                 self.count(int(images[k]), forward=1)
         return torch.tensor([[losses[pair] for pair in pairs] for losses in known], dtype=torch.float64).mean(1)
 
-    def step(self, step):
-        """One AdamW step on the embeddings of all active images."""
+    def step(self, step, index, pairs):
+        """One AdamW step on the embeddings of all active images, on pairs of the timesteps `index`."""
         config, images = self.config, self.active
-        index, pairs = self.draw(step)
         tokens = self.nearest(images)
         if config.legal:
             tokens = open_illegal_pairs(tokens, self.none)
@@ -213,6 +213,24 @@ class _Run:
         self.adamw(images, gradient, step)
         if self.trace:
             self.trace(Step(step, images, tokens, losses, gradient, self.v[images]))
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Fresh noises come from the processor, so that all devices have the same: 13 million a step at paper size."""
+        return self.fixed is None and self.latents.device.type != "cpu"
+
+    def draws(self) -> Iterator[tuple[torch.Tensor, Pairs]]:
+        """What `draw` gives for each step; ahead, while the GPU works on the step before."""
+        if not self.draws_ahead:
+            yield from map(self.draw, range(self.config.steps))
+            return
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self.draw, 0)
+            for step in range(1, self.config.steps + 1):
+                drawn = coming.result()
+                if step < self.config.steps:
+                    coming = thread.submit(self.draw, step)
+                yield drawn
 
     def draw(self, step):
         """Indices (batch,) into the timesteps, and their pairs; after coarse_steps, every loop visits all timesteps."""

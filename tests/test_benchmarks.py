@@ -18,15 +18,16 @@ from tests.test_models import first_stage
 
 
 def test_full_size_runs_reduced_and_says_so(tmp_path, capsys):
-    full_size.main(["--device", "cpu", "--size", "tiny", "--precisions", "fp32", "--repeats", "1", "--modes",
-                    "eager", "graph", "--out", str(tmp_path)])
+    full_size.main(["--device", "cpu", "--size", "tiny", "--repeats", "1", "--modes", "eager", "graph",
+                    "--out", str(tmp_path)])
     assert "REDUCED SIZE" in capsys.readouterr().out
     result = read_json(tmp_path / "full_size.json")
     assert result["reduced"] is True
     assert {"machine", "torch", "threads", "matrix_tflops", "settings"} <= result.keys()
-    done = {row["step"] for row in result["rows"] if "failed" not in row}
-    assert {"LDM inversion", "LDM training", "prior inversion", "DiT inversion"} <= done
-    assert any(step.startswith("DIVE loop") for step in done)
+    done = {(row["step"], row["precision"]) for row in result["rows"] if "failed" not in row}
+    assert done == {(step, precision) for step in (*full_size.STEPS, full_size.LOOP) for precision in ("fp32", "bf16")}
+    assert [row["precision"] for row in result["rows"] if "failed" in row] == 3 * ["bf16"]
+    assert "--out" not in result["arguments"] and str(tmp_path) not in (tmp_path / "full_size.md").read_text()
     for row in result["rows"]:
         if "failed" in row:
             assert row["mode"] == "graph" and "accelerator" in row["failed"]
@@ -168,6 +169,10 @@ def test_candidates_of_classification_are_valid():
             usual = methods["rows"][candidate["row"]]
             assert rate == candidate.get("rate", 1) * usual.get("lr_std", usual.get("lr")) if rate else True, name
             assert pairs.keys() >= {"t_low", "t_high", "t_interval"}
+            assert set(Execution(**candidate.get("execution", {})).__dict__) == {"chunk", "bf16", "compile"}
+            if method["method"] == "invert":
+                settings = {key: value for key, value in method.items() if key not in ("method", "noise", "lr_std")}
+                InversionConfig(**settings, **{key: value for key, value in pairs.items() if key != "noise"})
 
 
 def test_devices_compare_answers_and_leave_no_setting_behind():
@@ -188,3 +193,22 @@ def test_devices_compare_answers_and_leave_no_setting_behind():
             raise KeyError
         assert before == (torch.get_num_threads(), torch.get_float32_matmul_precision(),
                           torch.backends.cudnn.allow_tf32)
+
+
+def test_the_readme_has_the_measured_speed_of_the_full_size():
+    result, readme = read_json(measure.RESULTS / "full_size.json"), (paths.ROOT / "README.md").read_text()
+    rows = {(row["step"], row["mode"]): row for row in result["rows"] if row["precision"] == "bf16"}
+    titles = {"LDM inversion": "gradient of LDM-8 to the layout, 50 pairs",
+              "prior inversion": "gradient of the prior to the layout, 50 pairs",
+              "DiT inversion": "gradient of DiT-XL/2 to the class, 25 pairs",
+              "DIVE loop": "DIVE's step for one image, with prior and monitor",
+              "LDM training": "a training step of LDM-8, 16 images"}
+    for step, title in titles.items():
+        shown = [f"{rows[step, mode]['ms']:.0f} ms, {rows[step, mode]['tflops']:.0f} TFLOP/s"
+                 if (step, mode) in rows else "–" for mode in ("eager", "compiled")]
+        assert " | ".join(["| " + title, *shown]) + " |" in readme.splitlines()
+    text, loop = " ".join(readme.split()), rows["DIVE loop", "compiled"]
+    paper = loop["gflop"] / 1000 * full_size.PAPER_STEPS / full_size.PAPER_MINUTES / 60
+    assert f"multiplies large matrices at {result['matrix_tflops']['bf16']:.0f} TFLOP/s" in text
+    assert f"{full_size.PAPER_MINUTES} minutes an image on an A100, about {paper:.0f} TFLOP/s by this count" in text
+    assert f"2000 compiled steps take {loop['minutes_per_image']:.0f}" in text

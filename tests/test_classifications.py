@@ -213,6 +213,22 @@ def test_noises_may_be_opposite_or_shared(world):
     assert (shared == own[:1]).all()
 
 
+def test_opposite_noises_hold_for_a_monitor_of_its_own_pairs_too(world):
+    fresh = DIVE | {"fixed_pairs": False, "monitor_pairs": 6}
+    assert [classifications.Runner(spec(world, fresh, pairs=PAIRS | {"noise": kind})).config.antithetic
+            for kind in ("independent", "antithetic", "shared")] == [False, True, False]
+    with pytest.raises(ValueError, match="antithetic"):
+        spec(world, DIVE | {"antithetic": True})
+
+
+def test_a_run_is_executed_as_described(world):
+    assert spec(world)["execution"] == spec(world, execution={"chunk": 256})["execution"]
+    runner = classifications.Runner(spec(world, execution={"chunk": 7, "bf16": True}))
+    assert runner.objective.chunk == 7 and runner.objective.ldm.network.dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="chunk"):
+        spec(world, execution={"chunk": 0})
+
+
 def test_a_method_may_have_a_noise_of_its_own(world):
     """Its spec is that of a run on other pairs, and its settings do not name the noise."""
     described = spec(world, {"method": "enumerate", "noise": "independent"}, pairs=PAIRS | {"noise": "antithetic"})

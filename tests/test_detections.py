@@ -39,6 +39,14 @@ def spec(**changes):
     return detections.make_spec(**(settings | changes))
 
 
+def test_a_run_is_executed_as_described(world):
+    assert spec()["execution"] == spec(execution={"chunk": 256})["execution"]
+    runner = detections.Runner(spec(execution={"chunk": 7, "bf16": True}))
+    assert runner.objective.chunk == 7 and runner.ldm.network.dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="chunk"):
+        spec(execution={"chunk": 0})
+
+
 def test_a_stopped_run_ends_with_the_same_bytes(world, monkeypatch):
     """A batch of which one image is missing is computed whole: rounding depends on who shares it."""
     folder = detections.prepare(world / "run", spec())

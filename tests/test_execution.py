@@ -63,6 +63,15 @@ def test_a_class_model_is_executed_alike():
     assert torch.allclose(found, expected, rtol=0.05) and not torch.equal(found, expected)
 
 
+def test_a_compiled_network_takes_no_more_than_a_chunk(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    dit = tiny.dit()
+    Execution(chunk=2, compile=True).prepare(Objective(dit))
+    z, context = torch.randn(3, *dit.latent_shape), torch.randn(3, dit.vocabulary.width)
+    with pytest.raises(ValueError, match="compiled for 2 samples was called with 3"):
+        dit.predict_noise(z, torch.tensor([1, 2, 3]), context)
+
+
 def test_a_chunk_holds_a_sample():
     with pytest.raises(ValueError, match="chunk"):
         Execution(chunk=0)

@@ -117,6 +117,18 @@ def test_shorter_runs_can_be_read_off_a_long_one():
         assert torch.equal(a.after(12).tokens, b.tokens) and a.after(12).monitor == pytest.approx(b.monitor, abs=1e-6)
 
 
+def test_noises_drawn_ahead_are_the_same(monkeypatch):
+    """As with a GPU; also where a run ends before all steps are drawn."""
+    for config in (CONFIG, dataclasses.replace(CONFIG, monitor_every=1, patience=1)):
+        usual = invert(objective(), latents(2), config)
+        with monkeypatch.context() as patch:
+            patch.setattr(_Run, "draws_ahead", property(lambda run: True))
+            ahead = invert(objective(), latents(2), config)
+        assert [(r.curve, r.cost, r.tokens.tolist()) for r in ahead] == [
+            (r.curve, r.cost, r.tokens.tolist()) for r in usual]
+    assert max(r.curve[-1][0] for r in usual) < config.steps
+
+
 def test_starts_from_a_given_layout():
     dive = objective()
     result = invert(dive, latents(3), dataclasses.replace(CONFIG, lr=1e-6), start=layouts())

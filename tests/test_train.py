@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dive_lib import paths, stage_scratch
+from dive_lib import checkpoint, paths, stage_scratch
 from dive_lib.checkpoint import load_tensors
 from dive_lib.train import TrainingConfig, train, write_loss_curve
 
@@ -43,6 +43,14 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert torch.equal(weights(whole), weights(parts)) and losses == again
     assert losses[-1] < losses[0]
     assert list((tmp_path / "b").iterdir()) == [], "the resume state is removed at the end"
+
+
+def test_a_training_without_early_weights_leaves_no_older_ones(tmp_path):
+    net = model()
+    checkpoint.save_early(tmp_path / "early", net, {"a": 1}, net.state_dict())
+    assert checkpoint.load_config(tmp_path / "early") == {"a": 1}
+    checkpoint.save_early(tmp_path / "early", net, {"a": 1}, {})
+    assert list((tmp_path / "early").iterdir()) == []
 
 
 @pytest.mark.parametrize("stops", [(), (3,), (5, 9)])
