@@ -57,12 +57,11 @@ class Detection(Movable, detections.Runner):
 
 @dataclass
 class Task:
-    """spec, runner: frozen models and search. ids: images. evaluate: results -> accuracy or AP, interval, cost. answer:
-    key of a result by which devices are compared."""
+    """spec, runner: frozen models, search and images. evaluate: results -> accuracy or AP, interval, cost. answer: key
+    of a result by which devices are compared."""
 
     spec: dict
     runner: type[Classification | Detection]
-    ids: list
     evaluate: Callable[[list[dict]], dict]
     answer: str
 
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None) -> dict:
         task = (classification(options.profile, options.images) if name == "classification" else
                 detection(options.profile, options.scenes))
         rows += [{"task": name} | row for row in device_rows(task, not options.no_processor)]
-        settings[name] = {"images": len(task.ids), "images_at_once": task.spec["batch"],
+        settings[name] = {"images": len(task.spec["image_ids"]), "images_at_once": task.spec["batch"],
                           "inversion": task.spec.get("inversion", task.spec.get("settings"))}
     return measure.save("devices", settings, rows, arguments=measure.given(arguments), folder=options.out)
 
@@ -95,7 +94,7 @@ def classification(profile: str, images: int) -> Task:
     spec = classifications.make_spec(data, "val", ids, paths.runs(profile) / "dit", methods["rows"]["dive_exact"],
                                      pairs=methods["pairs"], batch=group["batch"], seed=group["seed"],
                                      execution=group["execution"])
-    return Task(spec, Classification, ids, classification_results.evaluate_run, "prediction")
+    return Task(spec, Classification, classification_results.evaluate_run, "prediction")
 
 
 def detection(profile: str, images: int) -> Task:
@@ -105,7 +104,7 @@ def detection(profile: str, images: int) -> Task:
     inversion = search | {"steps": settings["steps"], "seed": settings["seed"]}
     spec = inversion_cost.describe(profile, settings, inversion, images)
     truth, ids = dataset.load(profile).annotations("val"), spec["image_ids"]
-    return Task(spec, Detection, ids, lambda results: detection_results.evaluate_run(truth, results, ids), "tokens")
+    return Task(spec, Detection, lambda results: detection_results.evaluate_run(truth, results, ids), "tokens")
 
 
 def places(processor: bool = True) -> Iterator[tuple[str, int | None]]:
@@ -148,7 +147,7 @@ def device_rows(task: Task, processor: bool) -> list[dict]:
             runner = task.runner(task.spec | {"execution": task.spec["execution"] | half})
             runner.move(device)
             with computing(precision, threads), measure.quiet():
-                results = searched(runner, task.ids)
+                results = searched(runner)
             reference = reference or results
             rows.append({"device": name, "threads": threads, "precision": precision} |
                         described(results, reference, task))
@@ -156,9 +155,9 @@ def device_rows(task: Task, processor: bool) -> list[dict]:
     return rows
 
 
-def searched(runner: Classification | Detection, ids: list) -> list[dict]:
+def searched(runner: Classification | Detection) -> list[dict]:
     """The results of all images, after one step of the first batch: by then kernels are chosen, memory is taken."""
-    config, size = runner.config, runner.spec["batch"]
+    config, size, ids = runner.config, runner.spec["batch"], runner.spec["image_ids"]
     runner.config = replace(config, steps=1)
     runner.results(ids[:size])
     runner.config = config

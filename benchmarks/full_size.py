@@ -96,19 +96,24 @@ def measure_step(models: Models, name: str, mode: str, flops: int, peak: float, 
     try:
         measure.reset_peak(models.device)
         step = models.steps()[name]()
-        if "graph" in mode and name != "LDM training":
+        if "graph" in mode:
             step = replayed(step, models.device)
         median = measure.seconds(step, repeats=repeats, warmup=3 if models.device == "cuda" else 1,
                                  device=models.device)
         row |= {"ms": median * 1000, "peak_gib": measure.peak_gib(models.device), "tflops": flops / median / 1e12,
                 "share_of_matrix_rate": flops / median / 1e12 / peak}
     except Exception as error:  # a benchmark reports what a chip or a compiler cannot do and goes on
-        row["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        row["failed"] = reason(error)
     finally:
         step = None
         gc.collect()
         torch.compiler.reset()
     return row
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of what went wrong."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def replayed(step, device: str):
@@ -160,7 +165,7 @@ def measure_loop(models: Models, mode: str, counted: dict[str, int], peak: float
         if models.size is SIZES["full"]:
             row["minutes_per_image"] = median / steps * PAPER_STEPS / 60 / models.images
     except Exception as error:  # as in measure_step
-        row["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        row["failed"] = reason(error)
     finally:
         ldm = objective = None
         gc.collect()

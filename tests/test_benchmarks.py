@@ -179,7 +179,7 @@ def test_devices_compare_answers_and_leave_no_setting_behind():
     def results(*answers):
         return [{"prediction": answer, "seconds": 2.0, "monitor": 1.0} for answer in answers]
 
-    task = devices.Task({}, None, [], lambda results: {"accuracy": 50.0, "forward_equivalents": 7}, "prediction")
+    task = devices.Task({}, None, lambda results: {"accuracy": 50.0, "forward_equivalents": 7}, "prediction")
     row = devices.described(results(1, 2, 3, 4), results(1, 2, 3, 5), task)
     assert row["same_answers"] == 75 and row["seconds_per_image"] == 2 and row["accuracy"] == 50
     with pytest.raises(ValueError, match="shorter"):
