@@ -24,6 +24,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mini (default) or paper (GPU node)
+	.venv/bin/python -m dive_lib.lanes $(PROFILE)
 	.venv/bin/dvc repro report@$(PROFILE)
 
 detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08

@@ -1,15 +1,16 @@
 """A class-conditional model, DiT or LDM, of the data of classification: trained on them, or a published one."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from dive_lib import class_data, class_models, paths
+from dive_lib.batch_parts import DrawnLoss
 from dive_lib.checkpoint import fingerprint
 from dive_lib.class_data import ClassData
 from dive_lib.class_models import ClassModel
-from dive_lib.layout_ldm import training_loss
+from dive_lib.layout_ldm import draw_noises, noise_losses
 from dive_lib.train import TrainingConfig, train
 
 
@@ -54,8 +55,7 @@ def _latents_of(model: ClassModel, data: ClassData, encoder: nn.Module, index: l
 
 
 def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropout: float = 0.1,
-               antithetic: bool = False, focus: dict | None = None,
-               kind: str = "l2") -> Callable[[ClassModel, int, torch.Generator], torch.Tensor]:
+               antithetic: bool = False, focus: dict | None = None, kind: str = "l2") -> DrawnLoss:
     """Equation 1 as an objective for train(): latents (n, 4, h, w) and labels (n,) of the same n images.
 
     dropout: share of the labels that are replaced by the null class. focus: low, high and share of the timesteps
@@ -69,12 +69,11 @@ def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropo
     focus = focus or {"low": 0, "high": 1, "share": 0.0}
     images = batch // 2 if antithetic else batch
 
-    def loss_of(model: ClassModel, step: int, generator: torch.Generator) -> torch.Tensor:
+    def draw(model: ClassModel, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (images,), generator=generator)
         dropped = torch.rand(images, generator=generator) < dropout
         tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
-        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind,
-                             antithetic=antithetic)
+        return draw_noises(model, latents[index].to(device), tokens, generator, focus=focus, antithetic=antithetic)
 
-    return loss_of
+    return DrawnLoss(draw, partial(noise_losses, kind=kind))

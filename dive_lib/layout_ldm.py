@@ -11,7 +11,7 @@ linear              that network is a single linear map. A straight-through step
 position_attention  the cross-attention knows where an object's box lies (`position_attention.py`).
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dive_lib import checkpoint
+from dive_lib.batch_parts import DrawnLoss
 from dive_lib.latents import LayoutTokens
 from dive_lib.layout import LayoutGrid, drop_fields
 from dive_lib.position_attention import use_position_attention
@@ -119,25 +120,30 @@ def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2
     return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)
 
 
-def training_loss(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
-                  focus: dict, kind: str = "l2", antithetic: bool = False) -> torch.Tensor:
-    """Equation 1 on clean latents (B, 4, h, w) and their tokens, at drawn timesteps and noises; a scalar.
+def draw_noises(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
+                focus: dict, antithetic: bool = False) -> tuple[torch.Tensor, ...]:
+    """What a step of training is about: latents, their tokens, timesteps and noises, on the latents' device.
 
-    model: a LayoutLDM or DiT. focus: low, high and share of the timesteps drawn from that range. antithetic: under each
-    drawn noise and under its opposite, 2 B evaluations.
+    model: a LayoutLDM or DiT. clean (B, 4, h, w). focus: low, high and share of the timesteps drawn from that range.
+    antithetic: everything twice, under each drawn noise and under its opposite.
     """
     t = draw_timesteps(len(clean), model.schedule.steps, generator, focus=(focus["low"], focus["high"]),
                        share=focus["share"]).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     if antithetic:
-        noise, clean = torch.cat([noise, -noise]), torch.cat([clean, clean])
-        tokens, t = torch.cat([tokens, tokens]), torch.cat([t, t])
+        return *(torch.cat([part, part]) for part in (clean, tokens, t)), torch.cat([noise, -noise])
+    return clean, tokens, t, noise
+
+
+def noise_losses(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, t: torch.Tensor, noise: torch.Tensor,
+                 kind: str = "l2") -> torch.Tensor:
+    """Equation 1 of each sample (B,), of what `draw_noises` gave."""
     predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
-    return denoising_loss(predicted.float(), noise, kind).mean()
+    return denoising_loss(predicted.float(), noise, kind)
 
 
 def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *, dropout: dict, focus: dict,
-                    kind: str = "l2") -> Callable[[LayoutLDM, int, torch.Generator], torch.Tensor]:
+                    kind: str = "l2") -> DrawnLoss:
     """Equation 1 as an objective for train(): latents (n, 4, h, w) and layouts of the same n images.
 
     dropout: shares of `drop_fields`. focus: low, high and share of the timesteps drawn from that range.
@@ -145,13 +151,13 @@ def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *,
     if len(latents) != len(layouts):
         raise ValueError(f"{len(latents)} latents and {len(layouts)} layouts are not of the same images")
 
-    def loss_of(model: LayoutLDM, step: int, generator: torch.Generator) -> torch.Tensor:
+    def draw(model: LayoutLDM, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (batch,), generator=generator)
         tokens = drop_fields(layouts.draw(index, generator), model.grid, generator, **dropout).to(device)
-        return training_loss(model, latents[index].to(device), tokens, generator, focus=focus, kind=kind)
+        return draw_noises(model, latents[index].to(device), tokens, generator, focus=focus)
 
-    return loss_of
+    return DrawnLoss(draw, partial(noise_losses, kind=kind))
 
 
 def load(directory) -> LayoutLDM:

@@ -5,12 +5,12 @@ parameters. `DecoupledPrior` is the ablation of Table III with one model for cla
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from dive_lib import checkpoint
+from dive_lib.batch_parts import DrawnLoss
 from dive_lib.latents import LayoutTokens
 from dive_lib.layout import LayoutGrid
 from dive_lib.schedule import NoiseSchedule
@@ -98,18 +98,18 @@ class DecoupledPrior(nn.Module):
         return (self.classes.loss(embeddings, t, noise) + 4 * self.boxes.loss(embeddings, t, noise)) / 5
 
 
-def layout_prior_loss(layouts: LayoutTokens, batch: int) -> Callable[[LayoutPrior, int, torch.Generator], torch.Tensor]:
+def layout_prior_loss(layouts: LayoutTokens, batch: int) -> DrawnLoss:
     """Equation 3 as an objective for train()."""
 
-    def loss_of(model: LayoutPrior, step: int, generator: torch.Generator) -> torch.Tensor:
+    def draw(model: LayoutPrior, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.scale.device
         tokens = layouts.draw(torch.randint(len(layouts), (batch,), generator=generator), generator)
         embeddings = model.vocabulary(tokens.to(device))
         t = torch.randint(0, model.schedule.steps, (batch,), generator=generator).to(device)
         noise = torch.randn(embeddings.shape, generator=generator).to(device)
-        return model.loss(embeddings, t, noise).mean()
+        return embeddings, t, noise
 
-    return loss_of
+    return DrawnLoss(draw, LayoutPrior.loss)
 
 
 def time_features(t: torch.Tensor, width: int) -> torch.Tensor:

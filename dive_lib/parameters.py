@@ -32,6 +32,8 @@ from dive_lib.paths import ROOT, shorten
 PARAMS = ROOT / "params.yaml"
 NAMED = ("architectures", "searches", "class_searches")
 """Top-level keys of `params.yaml` that are no profile: settings with names, which the profiles refer to."""
+LANES = "lanes"
+"""The other one: stages that `make repro` runs side by side (`dive_lib.lanes`)."""
 
 
 class ParameterError(ValueError):
@@ -52,7 +54,7 @@ def load(profile: str, path: Path | None = None) -> dict[str, dict[str, Any]]:
 
 def load_all(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """All profiles: `{profile: {group: {name: value}}}`, checked as described at `load`."""
-    every = {key: value for key, value in _read(path).items() if key not in NAMED}
+    every = {key: value for key, value in _read(path).items() if key not in (*NAMED, LANES)}
     path = path or PARAMS
     first = next(iter(every), "")
     for profile, groups in every.items():
@@ -83,6 +85,16 @@ def named(kind: str, family: str, name: str, path: Path | None = None) -> dict[s
         known = ", ".join(families.get(family, {})) or "none"
         raise ParameterError(f"{shorten(path or PARAMS)}: no {kind}.{family}.{name}; choose one of {known}")
     return families[family][name]
+
+
+def lanes(profile: str, path: Path | None = None) -> list[list[str]]:
+    """Rounds of lanes of a profile, [["layout_ldm", "classifiers vermouth_data"]]; none for a profile without any."""
+    load(profile, path)
+    rounds = _read(path).get(LANES, {}).get(profile, [])
+    if not all(isinstance(lane, str) and lane for lanes in rounds for lane in [*lanes] or [None]):
+        raise ParameterError(f"{shorten(path or PARAMS)}: {LANES}.{profile} must be lists of lanes, each the names of "
+                             "stages with spaces between them")
+    return rounds
 
 
 def _same_keys(one: Any, other: Any, one_at: str, other_at: str, path: str) -> None:

@@ -23,13 +23,14 @@ from dive_lib.progress import Progress, silent
 
 
 def usable(workers: int, label: str) -> int:
-    """`workers`, but 1 on a machine with a GPU: copies of a process cannot use it, and one process fills it.
+    """`workers`, but no more than this process has threads, since each takes a core; and 1 on a machine with a GPU:
+    copies of a process cannot use it, and one process fills it.
 
     Results do not depend on it. Raises ValueError for less than 1.
     """
     if workers < 1:
         raise ValueError(f"{label}: at least one worker is needed, got {workers}")
-    return 1 if torch.cuda.is_available() else workers
+    return 1 if torch.cuda.is_available() else min(workers, torch.get_num_threads())
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings") -> list:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dive_lib import stage_scratch
+from dive_lib.batch_parts import Parts
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.files import atomic_path
 from dive_lib.progress import Progress
@@ -27,7 +28,8 @@ class TrainingConfig:
     """steps: optimiser steps. lr: AdamW's peak rate. schedule: "cosine" (to zero) or "constant", after a linear
     `warmup` of so many steps, at most a tenth of all. ema: decay of the averaged weights, 0 for none; the average
     warms up as (1 + n) / (10 + n). clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast.
-    early: keep the average of so many steps (at most all), too, 0 for none. seed: of all draws."""
+    early: keep the average of so many steps (at most all), too, 0 for none. parts: of a batch, each computed on one
+    core (`batch_parts`); 1 for all at once, with all cores. seed: of all draws."""
 
     steps: int
     lr: float
@@ -39,6 +41,7 @@ class TrainingConfig:
     clip: float = 1.0
     bf16: bool = False
     early: int = 0
+    parts: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -48,6 +51,8 @@ class TrainingConfig:
             raise ValueError(f"training needs steps >= 1, batch_size >= 1 and 0 <= ema < 1, got {self}")
         if self.early < 0:
             raise ValueError(f"early weights are those of a number of steps, got {self.early}")
+        if not 1 <= self.parts <= self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} has 1 to {self.batch_size} parts, got {self.parts}")
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 ... steps - 1."""
@@ -63,7 +68,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
           early: dict[str, torch.Tensor] | None = None) -> list[float]:
     """Trains `model` in place and leaves the averaged weights in it. Returns the loss of every step.
 
-    loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone.
+    loss_of: function (model, step, generator) -> scalar loss; draws its batch from the generator alone. A DrawnLoss
+    where `config.parts` is above 1.
     scratch: folder for the resume state (outside version control). identity: fingerprint of everything else that
     determines the result (data, architecture); together with `config` it decides whether a saved state is
     continued. save_every: least seconds between saves; it has no influence on the result. stop_after: end this
@@ -87,18 +93,16 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     model.train()
     began = saved = time.monotonic()
     pause = save_every
-    with Progress(config.steps, label, start=resumed) as progress:
+    parts = Parts(config.parts, list(parameters.values()), lambda: _autocast(model, config.bf16))
+    with parts.at_once(), Progress(config.steps, label, start=resumed) as progress:
         for step in range(resumed, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
             generator = step_generator(config.seed, step)
-            with _autocast(model, config.bf16):
-                loss = loss_of(model, step, generator)
+            loss = parts.step(loss_of, model, step, generator)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"{label}: the loss is {loss.item()} at step {step}; lower lr ({config.lr}) or check the data")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
             nn.utils.clip_grad_norm_(parameters.values(), config.clip)
             optimizer.step()
             decay = min(config.ema, (1 + step) / (10 + step)) if config.ema else 0.0

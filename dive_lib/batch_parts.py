@@ -1,0 +1,88 @@
+"""A training step in parts of its batch, each on one core.
+
+A small network's operations are too short for several threads, which wait for each other after every one. Parts of a
+batch that are computed at the same time, each by a thread of its own, wait once per step. Their gradients are added in
+a fixed order, so a step has the same bytes however many of its parts run at once: on one core, one after the other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class DrawnLoss:
+    """An objective for train() whose batches can be split.
+
+    draw: function (model, generator) -> tensors with the batch as first dimension: all that is random of a step.
+    losses: function (model, *those tensors) -> (B,), the loss of each sample; it draws nothing.
+    """
+
+    draw: Callable[..., Sequence[torch.Tensor]]
+    losses: Callable[..., torch.Tensor]
+
+    def __call__(self, model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
+        return self.losses(model, *self.draw(model, generator)).mean()
+
+
+class Parts:
+    """Computes the gradients of a model's parameters in `count` parts of each batch. One: the plain step.
+
+    parameters: those that learn. context: makes what each forward pass runs under (autocast), in each thread anew.
+    """
+
+    def __init__(self, count: int, parameters: Sequence[nn.Parameter],
+                 context: Callable[[], AbstractContextManager] = nullcontext):
+        if count < 1:
+            raise ValueError(f"a batch has one part or more, got {count}")
+        self.count, self.parameters, self.context = count, list(parameters), context
+        self._pool: ThreadPoolExecutor | None = None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In this block parts run beside each other, and all else has one thread: several would round otherwise."""
+        if self.count == 1:
+            yield
+            return
+        threads = torch.get_num_threads()
+        workers = 1 if self.parameters[0].is_cuda else min(self.count, threads)
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as self._pool:
+                yield
+        finally:
+            self._pool = None
+            torch.set_num_threads(threads)
+
+    def step(self, objective: Callable[..., torch.Tensor], model: nn.Module, step: int,
+             generator: torch.Generator) -> torch.Tensor:
+        """The loss of one step; the gradients are left in the parameters, also where the loss is not finite.
+
+        Raises TypeError where parts are asked for and the objective is no DrawnLoss.
+        """
+        if self.count == 1:
+            with self.context():
+                loss = objective(model, step, generator)
+            for parameter in self.parameters:
+                parameter.grad = None
+            loss.backward()
+            return loss.detach()
+        if not isinstance(objective, DrawnLoss):
+            raise TypeError(f"this objective draws while it computes and has no parts; set parts to 1, not {self.count}")
+        drawn = objective.draw(model, generator)
+        chunks = list(zip(*(tensor.chunk(self.count) for tensor in drawn), strict=True))
+
+        def part(chunk: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+            with self.context():
+                loss = objective.losses(model, *chunk).sum() / len(drawn[0])
+            return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+        losses, gradients = zip(*self._pool.map(part, chunks))
+        for parameter, *of_parts in zip(self.parameters, *gradients):
+            known = [gradient for gradient in of_parts if gradient is not None]
+            parameter.grad = sum(known[1:], known[0]) if known else None
+        return sum(losses[1:], losses[0])
