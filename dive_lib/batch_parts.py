@@ -72,7 +72,7 @@ class Parts:
             loss.backward()
             return loss.detach()
         if not isinstance(objective, DrawnLoss):
-            raise TypeError(f"this objective draws while it computes and has no parts; set parts to 1, not {self.count}")
+            raise TypeError(f"this objective draws as it computes and has no parts; set parts to 1, not {self.count}")
         drawn = objective.draw(model, generator)
         chunks = list(zip(*(tensor.chunk(self.count) for tensor in drawn), strict=True))
 
