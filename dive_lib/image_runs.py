@@ -124,7 +124,7 @@ def command(runner: type[Runner]) -> None:
 
 
 def seconds_per_image(results: list[dict], workers: int) -> float:
-    """Wall seconds per image of the whole machine, its `workers` processes working side by side."""
+    """Wall seconds per image, `workers` processes side by side, or as many as this process may have (`usable`)."""
     return round(sum(r["seconds"] for r in results) / len(results) / usable(workers, "seconds"), 4)
 
 

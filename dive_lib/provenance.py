@@ -66,9 +66,12 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware on which seconds were measured: processor, its usable cores, accelerator if PyTorch sees one."""
+    """The hardware on which seconds were measured: processor, its usable cores, accelerator if PyTorch sees one, and
+    `threads` where this process was given a share of the cores (`lanes`)."""
     facts = {"processor": processor_name(), "cores": len(os.sched_getaffinity(0))
              if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        facts["threads"] = threads
     if os.path.exists("/proc/driver/nvidia"):  # loading PyTorch takes seconds: only where it may find something
         import torch
         if torch.cuda.is_available():
