@@ -19,7 +19,7 @@ class DrawnLoss:
     """An objective for train() whose batches can be split.
 
     draw: function (model, generator) -> tensors with the batch as first dimension: all that is random of a step.
-    losses: function (model, *those tensors) -> (B,), the loss of each sample; it draws nothing.
+    losses: function (model, *those tensors) -> (B,), the loss of each sample, which draws nothing.
     """
 
     draw: Callable[..., Sequence[torch.Tensor]]
@@ -30,17 +30,21 @@ class DrawnLoss:
 
 
 class Parts:
-    """Computes the gradients of a model's parameters in `count` parts of each batch. One: the plain step.
+    """Computes the gradients of what learns in a model, in `count` parts of each batch. One, or a model on a GPU: the
+    plain step. context: makes what each forward pass runs under (autocast), in each thread anew.
 
-    parameters: those that learn. context: makes what each forward pass runs under (autocast), in each thread anew.
+    Raises ValueError for a model whose samples depend on each other or on the order of the parts.
     """
 
-    def __init__(self, count: int, parameters: Sequence[nn.Parameter],
-                 context: Callable[[], AbstractContextManager] = nullcontext):
-        if count < 1:
-            raise ValueError(f"a batch has one part or more, got {count}")
-        self.count, self.parameters, self.context = count, list(parameters), context
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, count: int, model: nn.Module, context: Callable[[], AbstractContextManager] = nullcontext):
+        self.model, self.context, self._pool = model, context, None
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.count = 1 if self.parameters[0].is_cuda else count
+        for name, module in model.named_modules() if self.count > 1 else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(module, "p", 0) and \
+                    isinstance(module, nn.modules.dropout._DropoutNd):
+                raise ValueError(f"{type(model).__name__} has no parts: {name} ({type(module).__name__}) reads the "
+                                 "whole batch or draws; set parts to 1")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -49,40 +53,39 @@ class Parts:
             yield
             return
         threads = torch.get_num_threads()
-        workers = 1 if self.parameters[0].is_cuda else min(self.count, threads)
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as self._pool:
+            with ThreadPoolExecutor(min(self.count, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                self._pool = pool
                 yield
         finally:
             self._pool = None
             torch.set_num_threads(threads)
 
-    def step(self, objective: Callable[..., torch.Tensor], model: nn.Module, step: int,
-             generator: torch.Generator) -> torch.Tensor:
-        """The loss of one step; the gradients are left in the parameters, also where the loss is not finite.
-
-        Raises TypeError where parts are asked for and the objective is no DrawnLoss.
+    def step(self, objective: Callable[..., torch.Tensor], step: int, generator: torch.Generator) -> torch.Tensor:
+        """The loss of one step, in a block of `at_once`; the gradients are left in the parameters, also where the loss
+        is not finite. Raises TypeError where parts are asked for and the objective is no DrawnLoss.
         """
         if self.count == 1:
             with self.context():
-                loss = objective(model, step, generator)
+                loss = objective(self.model, step, generator)
             for parameter in self.parameters:
                 parameter.grad = None
             loss.backward()
             return loss.detach()
         if not isinstance(objective, DrawnLoss):
             raise TypeError(f"this objective draws as it computes and has no parts; set parts to 1, not {self.count}")
-        drawn = objective.draw(model, generator)
-        chunks = list(zip(*(tensor.chunk(self.count) for tensor in drawn), strict=True))
+        drawn = objective.draw(self.model, generator)
+        chunks = zip(*(tensor.tensor_split(self.count) for tensor in drawn), strict=True)
 
         def part(chunk: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
             with self.context():
-                loss = objective.losses(model, *chunk).sum() / len(drawn[0])
+                loss = objective.losses(self.model, *chunk).sum() / len(drawn[0])
             return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
         losses, gradients = zip(*self._pool.map(part, chunks))
         for parameter, *of_parts in zip(self.parameters, *gradients):
             known = [gradient for gradient in of_parts if gradient is not None]
-            parameter.grad = sum(known[1:], known[0]) if known else None
+            # laid out like the parameter, as the optimiser reads it, and no one else's
+            parameter.grad = torch.empty_like(parameter).copy_(sum(known[1:], known[0])) if known else None
         return sum(losses[1:], losses[0])

@@ -10,7 +10,7 @@ from dive_lib.batch_parts import DrawnLoss
 from dive_lib.checkpoint import fingerprint
 from dive_lib.class_data import ClassData
 from dive_lib.class_models import ClassModel
-from dive_lib.layout_ldm import draw_noises, noise_losses
+from dive_lib.layout_ldm import draw_step, noise_losses
 from dive_lib.train import TrainingConfig, train
 
 
@@ -74,6 +74,6 @@ def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropo
         index = torch.randint(len(latents), (images,), generator=generator)
         dropped = torch.rand(images, generator=generator) < dropout
         tokens = model.grid.encode(torch.where(dropped, model.grid.none_tokens, labels[index])).to(device)
-        return draw_noises(model, latents[index].to(device), tokens, generator, focus=focus, antithetic=antithetic)
+        return draw_step(model, latents[index].to(device), tokens, generator, focus=focus, antithetic=antithetic)
 
     return DrawnLoss(draw, partial(noise_losses, kind=kind))

@@ -52,8 +52,9 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
     empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The
     scratch folder goes when the stage has ended well (`stage_scratch`); outside a stage it stays until `forget`. One
-    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`); with a
-    GPU it is always one. Raises RuntimeError with a copy's traceback if one fails.
+    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`), and
+    other images share a batch, which rounds differently. There may be fewer than asked for (`usable`). Raises
+    RuntimeError with a copy's traceback if one fails.
     """
     workers = usable(workers, label)
     stage_scratch.keep(_scratch(spec))
@@ -124,7 +125,7 @@ def command(runner: type[Runner]) -> None:
 
 
 def seconds_per_image(results: list[dict], workers: int) -> float:
-    """Wall seconds per image, `workers` processes side by side, or as many as this process may have (`usable`)."""
+    """Wall seconds per image of `workers` processes side by side, or of as many as this one may have (`usable`)."""
     return round(sum(r["seconds"] for r in results) / len(results) / usable(workers, "seconds"), 4)
 
 

@@ -2,12 +2,14 @@
 
     python -m dive_lib.lanes mini
 
-A second core makes the training of a small model a third faster; two trainings side by side, each on a core of its own,
-gain nearly all of it. `params.yaml` names the stages (`lanes`): the rounds of a profile come one after another, and the
-lanes of a round run at the same time, each as a `dvc repro` of its own. DVC's locks keep them apart.
+Two trainings of small models, each on a core of its own, are done sooner than one after the other on both cores
+(`benchmarks/training_cost.py`). `params.yaml` names the stages (`lanes`): the rounds of a profile come one after
+another, and the lanes of a round run at the same time, each as a `dvc repro` of its own. DVC's locks let them share the
+repository, as long as none writes what another one reads. With one core or a GPU, which one stage fills, nothing runs
+here and everything in the `dvc repro` that follows.
 
-How many threads a training has decides how its sums are rounded. So a stage that ran here has slightly other numbers
-than under `dvc repro` with all cores; the same command on the same machine gives the same ones.
+How many threads a stage has decides how its sums are rounded. So one that ran here has slightly other numbers than
+under `dvc repro` with all cores; the same commands on the same machine, from the same state, give the same ones.
 """
 
 import argparse
@@ -18,12 +20,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dive_lib import parameters, provenance
 
+STARTER = "DIVE_LANES"  # environment: the process whose lanes these are; a notebook stops when it is gone
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 
 
 class LaneFailed(RuntimeError):
@@ -36,14 +39,14 @@ def command(lane: str, profile: str) -> list[str]:
             *(f"{stage}@{profile}" for stage in lane.split())]
 
 
-def reproduce(profile: str, rounds: Sequence[Sequence[str]], cores: int) -> None:
+def reproduce(profile: str, rounds: Sequence[Sequence[str]], machine: Mapping) -> None:
     """Runs the rounds; one with more lanes than there are cores is left to the `dvc repro` that follows.
 
-    Raises LaneFailed at the first failure, when all other lanes have been stopped.
+    machine: of `provenance.machine`. Raises LaneFailed at the first failure, when all other lanes have ended.
     """
     for lanes in rounds:
-        if len(lanes) <= cores:
-            together({lane: command(lane, profile) for lane in lanes}, cores // len(lanes))
+        if len(lanes) <= machine["cores_used"] and "accelerator" not in machine:
+            together({lane: command(lane, profile) for lane in lanes}, machine["cores_used"] // len(lanes))
 
 
 def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
@@ -51,36 +54,42 @@ def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
 
     When one fails, or when this is interrupted, all end. Raises LaneFailed.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
-    running = {name: subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-               for name, line in commands.items()}
-    forwarding = [threading.Thread(target=_forward, args=(process,), daemon=True) for process in running.values()]
-    for thread in forwarding:
-        thread.start()
-    try:
+    with contextlib.ExitStack() as started:
+        running = {name: started.enter_context(_started(line, cores)) for name, line in commands.items()}
         while running:
             time.sleep(POLL_SECONDS)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 if status := running.pop(name).returncode:
-                    raise LaneFailed(f"{name}: stopped with status {status}; what is finished stays, and the same "
-                                     "command continues")
-    except KeyboardInterrupt:  # the terminal told the commands, too: DVC releases its locks
-        for process in running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_SECONDS)
-        raise
+                    raise LaneFailed(f"{name}: stopped with status {status}; what is finished stays")
+
+
+@contextlib.contextmanager
+def _started(line: Sequence[str], cores: int) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, which is interrupted as a terminal would do when the block ends."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(cores), STARTER: str(os.getpid())}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    threads = [threading.Thread(target=_forward, args=pipes, daemon=True)
+               for pipes in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield process
     finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
-        for thread in forwarding:
+        for number in (signal.SIGINT, signal.SIGKILL):  # DVC waits for its stage, which ends, and releases its locks
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+                    process.wait(PATIENCE_SECONDS)
+        for thread in threads:
             thread.join(PATIENCE_SECONDS)
 
 
-def _forward(process: subprocess.Popen) -> None:
-    for line in process.stdout:  # whole lines, so those of different lanes do not mix
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
+def _forward(lines, stream) -> None:
+    for line in lines:  # whole lines, so those of different lanes do not mix
+        with contextlib.suppress(OSError):  # who reads them has gone; the lane must not wait for that
+            stream.write(line)
+            stream.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile = parser.parse_args(arguments).profile
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds, which ends the lanes
     try:
-        reproduce(profile, parameters.lanes(profile), provenance.machine()["cores"])
+        if rounds := parameters.lanes(profile):
+            reproduce(profile, rounds, provenance.machine())
     except (parameters.ParameterError, LaneFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -120,7 +120,7 @@ def denoising_loss(predicted: torch.Tensor, noise: torch.Tensor, kind: str = "l2
     return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)
 
 
-def draw_noises(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
+def draw_step(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator, *,
                 focus: dict, antithetic: bool = False) -> tuple[torch.Tensor, ...]:
     """What a step of training is about: latents, their tokens, timesteps and noises, on the latents' device.
 
@@ -137,7 +137,7 @@ def draw_noises(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, gen
 
 def noise_losses(model: nn.Module, clean: torch.Tensor, tokens: torch.Tensor, t: torch.Tensor, noise: torch.Tensor,
                  kind: str = "l2") -> torch.Tensor:
-    """Equation 1 of each sample (B,), of what `draw_noises` gave."""
+    """Equation 1 of each sample (B,), of what `draw_step` gave."""
     predicted = model(model.schedule.add_noise(clean, noise, t), t, model.vocabulary(tokens))
     return denoising_loss(predicted.float(), noise, kind)
 
@@ -155,7 +155,7 @@ def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *,
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (batch,), generator=generator)
         tokens = drop_fields(layouts.draw(index, generator), model.grid, generator, **dropout).to(device)
-        return draw_noises(model, latents[index].to(device), tokens, generator, focus=focus)
+        return draw_step(model, latents[index].to(device), tokens, generator, focus=focus)
 
     return DrawnLoss(draw, partial(noise_losses, kind=kind))
 

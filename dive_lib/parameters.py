@@ -90,10 +90,16 @@ def named(kind: str, family: str, name: str, path: Path | None = None) -> dict[s
 def lanes(profile: str, path: Path | None = None) -> list[list[str]]:
     """Rounds of lanes of a profile, [["layout_ldm", "classifiers vermouth_data"]]; none for a profile without any."""
     load(profile, path)
-    rounds = _read(path).get(LANES, {}).get(profile, [])
-    if not all(isinstance(lane, str) and lane for lanes in rounds for lane in [*lanes] or [None]):
-        raise ParameterError(f"{shorten(path or PARAMS)}: {LANES}.{profile} must be lists of lanes, each the names of "
-                             "stages with spaces between them")
+    every, place = _read(path).get(LANES) or {}, f"{shorten(path or PARAMS)}: {LANES}"
+    if not isinstance(every, dict) or not every.keys() <= load_all(path).keys():
+        raise ParameterError(f"{place} must name profiles, of which there are {', '.join(load_all(path))}")
+    rounds = every.get(profile) or []
+    well = isinstance(rounds, list) and all(isinstance(lanes, list) and lanes for lanes in rounds) and \
+        all(isinstance(lane, str) and lane.split() for lanes in rounds for lane in lanes)
+    stages = " ".join(lane for lanes in rounds for lane in lanes).split() if well else []
+    if not well or len(stages) > len(set(stages)):
+        raise ParameterError(f"{place}.{profile} must be a list of rounds, each a list of lanes, each the names of "
+                             "stages with spaces between them; and no stage twice")
     return rounds
 
 

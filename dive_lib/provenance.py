@@ -1,7 +1,8 @@
 """What a result was made from: parameters, versions, device and data, for the last cell of every notebook.
 
-Only facts that do not change from one run to the next on the same machine are shown, so executed notebooks keep their
-bytes; the commit and the seconds go to `reports/<profile>/timings.json` instead.  No host names, no absolute paths.
+Only facts that do not change when the same command runs again on the same machine are shown, so executed notebooks
+keep their bytes; the commit and the seconds go to `reports/<profile>/timings.json` instead.  No host names, no
+absolute paths.
 """
 
 import os
@@ -66,17 +67,24 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware on which seconds were measured: processor, its usable cores, accelerator if PyTorch sees one, and
-    `threads` where this process was given a share of the cores (`lanes`)."""
-    facts = {"processor": processor_name(), "cores": len(os.sched_getaffinity(0))
-             if hasattr(os, "sched_getaffinity") else os.cpu_count()}
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        facts["threads"] = threads
+    """The hardware on which seconds were measured: processor, its cores, how many of them this process could use, and
+    the accelerator if PyTorch sees one."""
+    facts = {"processor": processor_name(), "cores": _cores(), "cores_used": cores()}
     if os.path.exists("/proc/driver/nvidia"):  # loading PyTorch takes seconds: only where it may find something
         import torch
         if torch.cuda.is_available():
             facts["accelerator"] = torch.cuda.get_device_name()
     return facts
+
+
+def cores() -> int:
+    """How many cores this process may use: those of the system, or its share of them (`OMP_NUM_THREADS`)."""
+    share = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(_cores(), int(share)) if share.isdecimal() and int(share) else _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -39,6 +39,7 @@ from nbformat import NotebookNode
 
 from dive_lib import parameters, paths, provenance, stage_scratch
 from dive_lib.files import merge_json, write_text
+from dive_lib.lanes import STARTER
 from dive_lib.progress import LiveLine
 
 KERNEL = "python3"
@@ -231,6 +232,7 @@ def _tail(live: Path) -> Iterator[None]:
     """Show the line that the notebook's `Progress` leaves in `live`, once per second, until the block ends."""
     finished = threading.Event()
     parent = os.getppid() if "DVC_STAGE" in os.environ else None
+    starter = int(os.environ.get(STARTER, 0))
 
     def follow() -> None:
         shown, line = "", LiveLine()
@@ -243,8 +245,8 @@ def _tail(live: Path) -> Iterator[None]:
                     line.end(text.rstrip("\n")) if text.endswith("\n") else line.show(text)
             if last:
                 return
-            if parent is not None and os.getppid() != parent:
-                # DVC was killed: go too, or a second `dvc repro` would train beside this one.
+            if parent is not None and os.getppid() != parent or starter and not _alive(starter):
+                # DVC, or what started several of it, was killed: go too, or a second one would train beside this one.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -255,6 +257,16 @@ def _tail(live: Path) -> Iterator[None]:
     finally:
         finished.set()
         thread.join(timeout=5)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _made(folder: Path) -> Path:

@@ -20,24 +20,23 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from dive_lib.progress import Progress, silent
+from dive_lib.provenance import cores
 
 
 def usable(workers: int, label: str) -> int:
-    """`workers`, but no more than this process has threads, since each takes a core; and 1 on a machine with a GPU:
-    copies of a process cannot use it, and one process fills it.
-
-    Results do not depend on it. Raises ValueError for less than 1.
+    """`workers`, but no more than this process may use cores; and 1 on a machine with a GPU: copies of a process cannot
+    use it, and one process fills it. Raises ValueError for less than 1.
     """
     if workers < 1:
         raise ValueError(f"{label}: at least one worker is needed, got {workers}")
-    return 1 if torch.cuda.is_available() else min(workers, torch.get_num_threads())
+    return 1 if torch.cuda.is_available() else min(workers, cores())
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings") -> list:
     """The results of all calls, in their order, `workers` at a time.
 
     One worker is this process, with all its threads; several are copies of it with one thread each, whose results do
-    not depend on how many there are. With a GPU it is always one (`usable`). Raises RuntimeError with a call's
+    not depend on how many there are. There may be fewer than asked for (`usable`). Raises RuntimeError with a call's
     traceback.
     """
     workers = usable(workers, label)

@@ -1,8 +1,8 @@
 """The one training loop: first stage, layout LDM, priors and everything trained later use it.
 
 It counts steps, draws all randomness of a step from (seed, step), and saves its whole state from time to time.
-Run again with the same configuration, a stopped training continues and ends with bit-identical weights (CPU);
-with another configuration it starts anew. A finished one of a stage that failed later is not repeated.
+Run again with the same configuration and as many threads, a stopped training continues and ends with bit-identical
+weights (CPU); with another configuration it starts anew. A finished one of a stage that failed later is not repeated.
 """
 
 import csv
@@ -93,13 +93,13 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, int, torch.Generator],
     model.train()
     began = saved = time.monotonic()
     pause = save_every
-    parts = Parts(config.parts, list(parameters.values()), lambda: _autocast(model, config.bf16))
+    parts = Parts(config.parts, model, lambda: _autocast(model, config.bf16))
     with parts.at_once(), Progress(config.steps, label, start=resumed) as progress:
         for step in range(resumed, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
             generator = step_generator(config.seed, step)
-            loss = parts.step(loss_of, model, step, generator)
+            loss = parts.step(loss_of, step, generator)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"{label}: the loss is {loss.item()} at step {step}; lower lr ({config.lr}) or check the data")

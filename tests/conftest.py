@@ -23,6 +23,12 @@ def isolated_folders(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("DIVE_PROGRESS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch):
+    """Processes side by side are tested on any machine: as many as any test asks for."""
+    monkeypatch.setattr("dive_lib.side_by_side.cores", lambda: 4)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of reference fixtures and sample data that is handed out beside the repository.

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from dive_lib.batch_parts import DrawnLoss, Parts
+from dive_lib.class_training import class_loss
+from dive_lib.layout_ldm import layout_ldm_loss
+from dive_lib.layout_prior import layout_prior_loss
 from dive_lib.train import TrainingConfig, train
+from tests import tiny
 
 CONFIG = TrainingConfig(steps=12, lr=0.05, batch_size=8, ema=0.9, parts=2)
 
@@ -37,13 +41,13 @@ def threads():
     torch.set_num_threads(before)
 
 
-def gradients(count: int, objective=LOSS) -> list[torch.Tensor | None]:
-    net = model()
-    parameters = list(net.parameters())
-    parts = Parts(count, parameters)
+def gradients(count: int, objective=LOSS, net: nn.Module | None = None) -> list[torch.Tensor]:
+    """The loss of a step and the gradients that it leaves."""
+    net = net or model()
+    parts = Parts(count, net)
     with parts.at_once():
-        parts.loss = parts.step(objective, net, 0, torch.Generator().manual_seed(1))
-    return [parts.loss, *(p.grad for p in parameters)]
+        loss = parts.step(objective, 0, torch.Generator().manual_seed(1))
+    return [loss, *(p.grad for p in net.parameters() if p.grad is not None)]
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
@@ -96,11 +100,9 @@ def test_on_one_core_parts_come_one_after_another():
 
 def test_parameters_that_no_part_uses_have_no_gradient():
     net = model()
-    idle = nn.Parameter(torch.ones(3))
-    parts = Parts(2, [*net.parameters(), idle])
-    with parts.at_once():
-        parts.step(LOSS, net, 0, torch.Generator())
-    assert idle.grad is None and net[0].weight.grad is not None
+    net.idle = nn.Parameter(torch.ones(3))
+    gradients(2, net=net)
+    assert net.idle.grad is None and net[0].weight.grad is not None
 
 
 def test_an_objective_without_parts_is_refused(tmp_path):
@@ -108,8 +110,52 @@ def test_an_objective_without_parts_is_refused(tmp_path):
         train(model(), lambda net, step, generator: LOSS(net, step, generator), CONFIG, scratch=tmp_path, identity="x")
     with pytest.raises(ValueError, match="a batch of 8 has 1 to 8 parts, got 9"):
         dataclasses.replace(CONFIG, parts=9)
-    with pytest.raises(ValueError, match="one part or more"):
-        Parts(0, [])
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(1)])
+def test_a_model_whose_samples_are_not_independent_is_refused(layer):
+    with pytest.raises(ValueError, match=rf"1 \({type(layer).__name__}\) reads the whole batch or draws"):
+        Parts(2, nn.Sequential(nn.Linear(4, 1), layer))
+    Parts(1, nn.Sequential(nn.Linear(4, 1), layer))
+    Parts(2, nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.0)))
+
+
+@pytest.mark.parametrize("kind", ["layout LDM", "prior", "DiT"])
+def test_objectives_of_the_pipeline_have_parts(kind):
+    """The same gradients as of the whole batch, and the same bytes on one core and on two."""
+    net, objective = pipeline(kind)
+    torch.set_num_threads(2)
+    whole, two = gradients(1, objective, net), gradients(2, objective, net)
+    torch.set_num_threads(1)
+    one = gradients(2, objective, net)
+    assert len(whole) > 10 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, two, strict=True))
+    assert all(map(torch.equal, one, two))
+
+
+def pipeline(kind: str):
+    """A tiny model that learns, and what it learns by."""
+    if kind == "DiT":
+        labels = torch.tensor([0, 1, 2])
+        return tiny.dit(3).requires_grad_(True), class_loss(tiny.latents(3), labels, 8, antithetic=True)
+    ldm = tiny.layout_ldm()
+    if kind == "prior":
+        prior = tiny.layout_prior(ldm).requires_grad_(True)
+        prior.vocabulary.requires_grad_(False)
+        return prior, layout_prior_loss(Layouts(), 8)
+    return ldm.requires_grad_(True), layout_ldm_loss(
+        tiny.latents(3), Layouts(), 8, focus={"low": 0, "high": 1, "share": 0.0},
+        dropout={"partial": 0.2, "objects": 0.1, "layouts": 0.1})
+
+
+class Layouts:
+    """As LayoutTokens, of three layouts."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def draw(self, indices, generator):
+        return tiny.layouts()[indices]
+
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_threads_come_back(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import architecture_ablation, class_searches, devices, full_size, inversion_cost, measure, searches
+from benchmarks import training_cost
 from benchmarks.full_size_models import Models
 from dive_lib import dataset, glyphs, parameters, paths
 from dive_lib.checkpoint import save_model
@@ -193,6 +194,17 @@ def test_devices_compare_answers_and_leave_no_setting_behind():
             raise KeyError
         assert before == (torch.get_num_threads(), torch.get_float32_matmul_precision(),
                           torch.backends.cudnn.allow_tf32)
+
+
+def test_trainings_are_timed_by_their_use_of_the_cores(tmp_path):
+    threads = torch.get_num_threads()
+    result = training_cost.main(["--profile", "smoke", "--steps", "2", "--repeats", "1", "--out", str(tmp_path)])
+    assert torch.get_num_threads() == threads
+    ways = ["all cores", "2 parts", "one core", "two side by side"]
+    assert [(row["model"], row["cores"]) for row in result["rows"]] == [
+        (model, way) for model in ("layout LDM", "layout prior", "DiT") for way in ways]
+    assert all(row["ms_per_step"] > 0 for row in result["rows"])
+    assert all(row["times_one_core"] == 1 for row in result["rows"] if row["cores"] == "one core")
 
 
 def test_the_readme_has_the_measured_speed_of_the_full_size():

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import chain
 
 import pytest
@@ -21,7 +20,7 @@ def python(code: str) -> list[str]:
 
 
 def needed_by_stage(profile: str) -> dict[str, set[str]]:
-    """The stages whose outputs each stage reads, from dvc.yaml."""
+    """The stages whose outputs, or files in them, each stage reads, from dvc.yaml."""
     stages = {name: stage["do"] for name, stage in
               YAML(typ="safe").load((paths.ROOT / "dvc.yaml").read_text())["stages"].items() if "do" in stage}
 
@@ -31,35 +30,71 @@ def needed_by_stage(profile: str) -> dict[str, set[str]]:
                 for entry in entries}
 
     made = {path: name for name, stage in stages.items() for path in named(stage, "outs", "metrics", "plots")}
-    return {name: {made[path] for path in named(stage, "deps") if path in made} for name, stage in stages.items()}
+    return {name: {maker for path in named(stage, "deps") for out, maker in made.items()
+                   if f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/")}
+            for name, stage in stages.items()}
+
+
+def out_of_order(needed: dict[str, set[str]], rounds: list[list[str]]) -> list[tuple[str, set[str]]]:
+    """Stages of lanes with what they need that is neither of an earlier round nor before them in their lane."""
+    found, done = [], set()
+    for one_round in rounds:
+        for lane in one_round:
+            before = set(done)
+            for stage in lane.split():
+                found += [(stage, needed[stage] - before)] if needed[stage] - before else []
+                before.add(stage)
+        done |= set(" ".join(one_round).split())
+    return found
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_stage_of_a_lane_comes_after_what_it_needs_and_beside_nothing_of_it(profile):
-    needed, done = needed_by_stage(profile), set()
-    assert needed["layout_ldm"] >= {"data", "first_stage"} and len(needed) == 19
-    for one_round in parameters.lanes(profile):
-        for lane in one_round:
-            before = set(done)
-            for stage in lane.split():
-                assert needed[stage] <= before, f"{stage}@{profile} needs {needed[stage] - before}"
-                before.add(stage)
-        done |= set(" ".join(one_round).split())
-        assert len(" ".join(one_round).split()) == len(set(" ".join(one_round).split()))
+    needed = needed_by_stage(profile)
+    assert len(needed) == 19 and out_of_order(needed, parameters.lanes(profile)) == []
 
 
-def test_the_check_of_the_order_can_fail():
-    assert not needed_by_stage("mini")["detection"] <= {"data", "first_stage", "layout_ldm"}
+@pytest.mark.parametrize("rounds, stage, lacks", [
+    ([["first_stage"]], "first_stage", {"data"}),
+    ([["data first_stage", "layout_ldm"]], "layout_ldm", {"data", "first_stage"}),
+    ([["data", "class_data dit classification"], ["first_stage", "classifiers"], ["model_evaluation"]],
+     "model_evaluation", {"layout_ldm", "ablation"}),
+])
+def test_the_check_of_the_order_can_fail(rounds, stage, lacks):
+    assert (stage, lacks) in out_of_order(needed_by_stage("mini"), rounds)
 
 
-def test_malformed_lanes_are_refused(tmp_path):
-    file = tmp_path / "params.yaml"
-    file.write_text("lanes:\n  small: [[layout_ldm, 3]]\nsmall:\n  data: {n: 1}\nlarge:\n  data: {n: 1}\n")
-    with pytest.raises(parameters.ParameterError, match="params.yaml: lanes.small must be lists"):
-        parameters.lanes("small", file)
-    assert parameters.lanes("large", file) == []
+def test_a_file_in_an_output_is_of_its_stage():
+    """few_shot reads runs/mini/classifiers/resnet, and classifiers writes the folder."""
+    assert "classifiers" in needed_by_stage("mini")["few_shot"]
+
+
+WELL = "  small: [[a b, c], [d]]"
+
+
+@pytest.mark.parametrize("text, told", [
+    ("  small: [[a, 3]]", "lanes.small must be a list of rounds"), ("  small: [a b]", "lanes.small must be"),
+    ("  small: [[' ']]", "lanes.small must be"), ("  small: [[]]", "lanes.small must be"),
+    ("  small: [3]", "lanes.small must be"), ("  small: 3", "lanes.small must be"),
+    ("  small: [[a b], [b]]", "no stage twice"), ("  smal: []", "must name profiles, of which there are small, large"),
+    ("  - small", "must name profiles"),
+])
+def test_malformed_lanes_are_refused(tmp_path, text, told):
+    with pytest.raises(parameters.ParameterError, match=rf"params.yaml: lanes.*{told[5:] if told[0] == 'l' else told}"):
+        parameters.lanes("small", lanes_file(tmp_path, text))
+
+
+def test_lanes_of_a_profile(tmp_path):
+    assert parameters.lanes("small", lanes_file(tmp_path, WELL)) == [["a b", "c"], ["d"]]
+    assert parameters.lanes("large", lanes_file(tmp_path, WELL)) == []
+    assert parameters.lanes("small", lanes_file(tmp_path, "")) == []
     with pytest.raises(parameters.ParameterError, match="no profile 'medium'"):
-        parameters.lanes("medium", file)
+        parameters.lanes("medium", lanes_file(tmp_path, WELL))
+
+
+def lanes_file(folder, text):
+    (folder / "params.yaml").write_text(f"lanes:\n{text}\nsmall:\n  data: {{n: 1}}\nlarge:\n  data: {{n: 1}}\n")
+    return folder / "params.yaml"
 
 
 def test_a_lane_reproduces_its_stages_alone_and_waits_for_locks():
@@ -68,31 +103,42 @@ def test_a_lane_reproduces_its_stages_alone_and_waits_for_locks():
 
 
 def test_rounds_come_one_after_another_and_lanes_share_the_cores(monkeypatch):
-    seen = []
+    seen, rounds = [], [["a b", "c"], ["d", "e", "f"]]
     monkeypatch.setattr(lanes, "together", lambda commands, cores: seen.append((list(commands), cores)))
-    lanes.reproduce("mini", [["a b", "c"], ["d", "e", "f"]], 5)
+    lanes.reproduce("mini", rounds, {"cores_used": 5})
     assert seen == [(["a b", "c"], 2), (["d", "e", "f"], 1)]
     del seen[:]
-    lanes.reproduce("mini", [["a b", "c"], ["d", "e", "f"]], 2)
+    lanes.reproduce("mini", rounds, {"cores_used": 2})
     assert seen == [(["a b", "c"], 1)], "three lanes on two cores would be slower than what dvc repro does"
+    lanes.reproduce("mini", rounds, {"cores_used": 8, "accelerator": "a GPU"})
+    assert len(seen) == 1
 
 
 def test_commands_run_at_once_and_their_lines_are_shown(tmp_path, capfd):
     """Each waits for the file that the other one writes."""
     def code(own: str, other: str) -> str:
-        return (f"import os, time, pathlib; pathlib.Path(r'{tmp_path / own}').touch()\n"
+        return (f"import os, sys, time, pathlib; pathlib.Path(r'{tmp_path / own}').touch()\n"
                 f"while not os.path.exists(r'{tmp_path / other}'): time.sleep(0.05)\n"
-                f"print('{own}', os.environ['OMP_NUM_THREADS'])")
+                f"print('{own}', os.environ['OMP_NUM_THREADS']); print('{own}!', file=sys.stderr)")
 
     lanes.together({"one": python(code("one", "two")), "two": python(code("two", "one"))}, 3)
-    assert sorted(capfd.readouterr().err.splitlines()) == ["one 3", "two 3"]
+    shown = capfd.readouterr()
+    assert sorted(shown.out.splitlines()) == ["one 3", "two 3"] and sorted(shown.err.splitlines()) == ["one!", "two!"]
 
 
-def test_when_one_fails_the_others_end():
-    began = time.monotonic()
-    with pytest.raises(lanes.LaneFailed, match="bad: stopped with status 7; .* the same command continues"):
-        lanes.together({"good": python(WAIT), "bad": python("raise SystemExit(7)")}, 1)
-    assert time.monotonic() - began < 60
+def test_when_one_fails_the_others_end(tmp_path, monkeypatch):
+    """The good one ends by itself when it is interrupted, as DVC does; the deaf one has to be killed."""
+    ids = [tmp_path / "good", tmp_path / "deaf"]
+    good, deaf = (f"import os, pathlib, signal; {extra}; pathlib.Path(r'{file}').write_text(str(os.getpid())); {WAIT}"
+                  for file, extra in zip(ids, ("0", "signal.signal(signal.SIGINT, signal.SIG_IGN)")))
+    bad = (f"import os, time\nwhile not all(map(os.path.exists, {list(map(str, ids))})): time.sleep(0.05)\n"
+           "time.sleep(1)\nraise SystemExit(7)")
+    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 2.0)
+    with pytest.raises(lanes.LaneFailed, match="bad: stopped with status 7; what is finished stays"):
+        lanes.together({"good": python(good), "deaf": python(deaf), "bad": python(bad)}, 1)
+    for file in ids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -100,13 +146,13 @@ def test_a_signal_ends_the_lanes(number):
     script = ("import signal, sys; from dive_lib import lanes, parameters\n"
               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
               "parameters.lanes = lambda profile: [['a', 'b']]\n"
-              "lanes.PATIENCE_SECONDS = 0.2\n"
-              "lanes.provenance.machine = lambda: {'cores': 2}\n"
+              "lanes.provenance.machine = lambda: {'cores_used': 2}\n"
               "lanes.command = lambda lane, profile: [sys.executable, '-c', 'import os, sys, time; "
               "print(os.getpid(), flush=True); time.sleep(600)']\n"
               "sys.exit(lanes.main(['mini']))")
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, cwd=paths.ROOT)
-    lane_ids = [int(process.stderr.readline()) for _ in range(2)]
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               cwd=paths.ROOT)
+    lane_ids = [int(process.stdout.readline()) for _ in range(2)]
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     for lane_id in lane_ids:

@@ -102,7 +102,7 @@ def test_makefile_has_its_targets_and_explains_them():
 
 
 @pytest.mark.parametrize("target, command", [
-    ("repro", "dvc repro report@mini"),
+    ("repro", "python -m dive_lib.lanes mini\n.venv/bin/dvc repro report@mini"),
     ("detect", "dvc repro ablation@mini steps@mini diagnosis@mini"),
     ("classify", "dvc repro classifiers@mini"),
     ("probe", "dvc repro features@mini few_shot@mini sketch_retrieval@mini segmentation@mini"),

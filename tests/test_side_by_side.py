@@ -15,15 +15,6 @@ from dive_lib.image_runs import seconds_per_image
 from dive_lib.side_by_side import side_by_side, usable
 
 
-@pytest.fixture(autouse=True)
-def four_threads():
-    """More than the workers of any test here, however many cores this machine has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(threads)
-
-
 def learn(seed: int) -> np.ndarray:
     """A few steps of a small network, with a backward pass."""
     torch.manual_seed(seed)
@@ -37,12 +28,14 @@ def learn(seed: int) -> np.ndarray:
 
 
 def test_networks_trained_in_copies_are_those_trained_here():
-    calls = [partial(learn, k) for k in range(4)]
+    calls, threads = [partial(learn, k) for k in range(4)], torch.get_num_threads()
     copies = side_by_side(calls, 2, "x")
-    torch.set_num_threads(1)
-    here = side_by_side(calls, 1, "x")
-    torch.set_num_threads(4)
-    again = side_by_side(calls, 3, "x")  # from a process that has trained
+    try:
+        torch.set_num_threads(1)
+        here = side_by_side(calls, 1, "x")
+        again = side_by_side(calls, 3, "x")  # from a process that has trained
+    finally:
+        torch.set_num_threads(threads)
     assert all((a == b).all() and (b == c).all() for a, b, c in zip(copies, here, again))
 
 
@@ -75,8 +68,8 @@ def test_a_killed_process_is_told():
 def test_copies_end_with_a_killed_process():
     script = ("import os, time; from dive_lib.side_by_side import side_by_side\n"
               "side_by_side([lambda: (os.write(1, f'{os.getpid()} '.encode()), time.sleep(600))] * 2, 2, 'test')")
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"OMP_NUM_THREADS": "2"})
+    script = f"import dive_lib.side_by_side as s; s.cores = lambda: 2; {script}"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     said = b""
     while said.count(b" ") < 2:
         said += os.read(process.stdout.fileno(), 100)
@@ -104,9 +97,9 @@ def test_no_worker_is_refused():
         side_by_side([lambda: 1], 0, "heads")
 
 
-def test_no_more_workers_than_threads():
-    """A lane of `make repro` has a share of the cores."""
-    torch.set_num_threads(1)
+def test_no_more_workers_than_cores(monkeypatch):
+    """A lane of `make repro` has a share of them."""
+    monkeypatch.setattr("dive_lib.side_by_side.cores", lambda: 1)
     assert usable(2, "heads") == 1 and side_by_side([os.getpid] * 2, 2, "heads") == [os.getpid()] * 2
     assert seconds_per_image([{"seconds": 3.0}], 2) == 3.0
 
