@@ -224,3 +224,15 @@ def test_the_readme_has_the_measured_speed_of_the_full_size():
     assert f"multiplies large matrices at {result['matrix_tflops']['bf16']:.0f} TFLOP/s" in text
     assert f"{full_size.PAPER_MINUTES} minutes an image on an A100, about {paper:.0f} TFLOP/s by this count" in text
     assert f"2000 compiled steps take {loop['minutes_per_image']:.0f}" in text
+
+
+def test_the_readme_says_what_two_cores_are_worth():
+    result = read_json(measure.RESULTS / "training_cost.json")
+    text = " ".join((paths.ROOT / "README.md").read_text().split())
+    by_use = {}
+    for row in result["rows"]:
+        by_use.setdefault(row["cores"], []).append(round(row["times_one_core"], 1))
+    threads, parts, two = (sorted(by_use[use]) for use in ("all cores", "2 parts", "two side by side"))
+    assert f"every operation it is {threads[0]} to {threads[-1]} times as fast as with one" in text
+    assert f"in two parts of its batch {parts[0]} to {parts[-1]} times" in text
+    assert f"two trainings side by side are {two[0]} times as fast" in text and two[0] == two[-1]
