@@ -157,7 +157,6 @@ class Layouts:
         return tiny.layouts()[indices]
 
 
-
 def test_a_loss_that_is_not_finite_names_the_step_and_threads_come_back(tmp_path):
     def bad(net, x, y):
         return losses(net, x, y) / 0
