@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure
+from benchmarks import devices, measure
 from dive_lib import class_models, parameters
 from dive_lib.class_training import class_loss
 from dive_lib.layout import LayoutGrid
@@ -72,19 +72,14 @@ def trainings(profile: str) -> dict[str, tuple[Callable[[], torch.nn.Module], Ca
 def step_seconds(training: tuple, parts: int, threads: int, steps: int) -> float:
     """Seconds of a step, after some that are not counted."""
     make, objective, settings = training
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with silent(), tempfile.TemporaryDirectory() as scratch:
-            model, took = make(), 0.0
-            for count in (2, steps):
-                config = TrainingConfig(steps=count, lr=settings["lr"], batch_size=settings["batch_size"], parts=parts)
-                began = time.perf_counter()
-                train(model, objective, config, scratch=Path(scratch), identity="cost")
-                took = time.perf_counter() - began
-            return took / steps
-    finally:
-        torch.set_num_threads(before)
+    with devices.computing("float32", threads), silent(), tempfile.TemporaryDirectory() as scratch:
+        model, took = make(), 0.0
+        for count in (2, steps):
+            config = TrainingConfig(steps=count, lr=settings["lr"], batch_size=settings["batch_size"], parts=parts)
+            began = time.perf_counter()
+            train(model, objective, config, scratch=Path(scratch), identity="cost")
+            took = time.perf_counter() - began
+        return took / steps
 
 
 def main(arguments: list[str] | None = None) -> dict:
