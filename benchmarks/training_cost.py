@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import devices, measure
-from dive_lib import class_models, parameters
+from dive_lib import class_models, parameters, provenance
 from dive_lib.class_training import class_loss
 from dive_lib.layout import LayoutGrid
 from dive_lib.layout_ldm import LayoutLDM, layout_ldm_loss
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    cores, rows = torch.get_num_threads(), []
+    cores, rows = provenance.cores(), []
     for name, training in trainings(options.profile).items():
         parts = training[2]["optimiser"]["parts"]
         one = partial(step_seconds, training, 1, 1, options.steps)

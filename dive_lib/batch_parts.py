@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dive_lib.provenance import cores
+
 
 @dataclass(frozen=True)
 class DrawnLoss:
     """An objective for train() whose batches can be split.
 
-    draw: function (model, generator) -> tensors with the batch as first dimension: all that is random of a step.
+    draw: function (model, step, generator) -> tensors with the batch as first dimension: all that is random of a step.
     losses: function (model, *those tensors) -> (B,), the loss of each sample, which draws nothing.
     """
 
@@ -26,7 +28,7 @@ class DrawnLoss:
     losses: Callable[..., torch.Tensor]
 
     def __call__(self, model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
-        return self.losses(model, *self.draw(model, generator)).mean()
+        return self.losses(model, *self.draw(model, step, generator)).mean()
 
 
 class Parts:
@@ -48,19 +50,14 @@ class Parts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """In this block parts run beside each other, and all else has one thread: several would round otherwise."""
+        """In this block parts run beside each other, on as many cores as there are."""
         if self.count == 1:
             yield
             return
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(min(self.count, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                self._pool = pool
-                yield
-        finally:
-            self._pool = None
-            torch.set_num_threads(threads)
+        with ThreadPoolExecutor(min(self.count, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            self._pool = pool
+            yield
+        self._pool = None
 
     def step(self, objective: Callable[..., torch.Tensor], step: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of one step, in a block of `at_once`; the gradients are left in the parameters, also where the loss
@@ -75,7 +72,7 @@ class Parts:
             return loss.detach()
         if not isinstance(objective, DrawnLoss):
             raise TypeError(f"this objective draws as it computes and has no parts; set parts to 1, not {self.count}")
-        drawn = objective.draw(self.model, generator)
+        drawn = objective.draw(self.model, step, generator)
         chunks = zip(*(tensor.tensor_split(self.count) for tensor in drawn), strict=True)
 
         def part(chunk: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:

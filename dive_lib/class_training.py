@@ -69,7 +69,7 @@ def class_loss(latents: torch.Tensor, labels: torch.Tensor, batch: int, *, dropo
     focus = focus or {"low": 0, "high": 1, "share": 0.0}
     images = batch // 2 if antithetic else batch
 
-    def draw(model: ClassModel, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    def draw(model: ClassModel, step: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (images,), generator=generator)
         dropped = torch.rand(images, generator=generator) < dropout

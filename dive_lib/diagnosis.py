@@ -1,5 +1,7 @@
 """Diagnosis: do the losses prefer the truth, and where inversion fails, did the search or the model fail?"""
 
+from functools import partial
+
 import torch
 
 from dive_lib.dit import DiT
@@ -7,6 +9,8 @@ from dive_lib.evaluation import coco_average_precision
 from dive_lib.layout import LayoutGrid, shuffle_slots
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.objective import Objective, Pairs
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side
 from dive_lib.vocabulary import LayoutVocabulary
 
 
@@ -77,7 +81,6 @@ def gap_table(ldm: LayoutLDM, latents: torch.Tensor, truth: torch.Tensor, wrong:
     return gap_rows(ldm, latents, truth, wrong, ranges, pairs)
 
 
-@torch.no_grad()
 def gap_rows(model: LayoutLDM | DiT, latents: torch.Tensor, truth: torch.Tensor, wrong: dict[str, torch.Tensor],
              ranges: list[tuple[int, int]], pairs: list[Pairs]) -> list[dict]:
     """Rows {corruption, t_low, t_high, true_loss, gap, share}: every condition of an image on the same pairs.
@@ -86,14 +89,20 @@ def gap_rows(model: LayoutLDM | DiT, latents: torch.Tensor, truth: torch.Tensor,
     share: of the images in which the wrong condition has the higher loss.
     """
     objective, device = Objective(model), model.vocabulary.class_table.device
-    latents, rows = latents.to(device), []
-    for (low, high), drawn in zip(ranges, pairs, strict=True):
-        base = objective.losses_per_pair(latents, truth.to(device), drawn).mean(1)
+    latents = latents.to(device)
+
+    @torch.no_grad()
+    def of_range(low: int, high: int, drawn: Pairs) -> list[dict]:
+        rows, base = [], objective.losses_per_pair(latents, truth.to(device), drawn).mean(1)
         for name, tokens in wrong.items():
             gap = objective.losses_per_pair(latents, tokens.to(device), drawn).mean(1) - base
             rows.append({"corruption": name, "t_low": low, "t_high": high, "true_loss": base.mean().item(),
                          "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
-    return rows
+        return rows
+
+    rows = side_by_side([partial(of_range, *bounds, drawn) for bounds, drawn in zip(ranges, pairs, strict=True)],
+                        cores(), "losses of wrong conditions", "ranges of t")
+    return [row for part in rows for row in part]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ missing is computed, all missing stages in one pass.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.first_stage import device
 from dive_lib.paths import shorten
-from dive_lib.progress import Progress
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side
 
 VERSIONS = ("torch", "diffusers", "transformers")
+BATCHES = 4  # in one process, of those that work side by side
 FORMAT = 1  # raise it when the code of the features changes what they are
 
 
@@ -73,16 +76,24 @@ class FeatureCache:
         return tensors["features"] if stored == described else None
 
     def _compute(self, backbone, images, t, stages, condition, side, label) -> dict[str, torch.Tensor]:
-        parts: dict[str, list[torch.Tensor]] = {stage: [] for stage in stages}
-        with Progress(len(images), label, unit="images") as progress:
-            for start in range(0, len(images), self.batch):
-                part = slice(start, start + self.batch)
-                own = None if condition is None else condition[part]
-                maps = backbone.features(images[part].to(device()), t, stages, own)
-                for stage in stages:
-                    parts[stage].append(reduced(maps[stage], side).cpu())
-                progress.update(min(self.batch, len(images) - start))
-        return {stage: torch.cat(parts[stage]) for stage in stages}
+        def computed(start: int) -> dict[str, torch.Tensor]:
+            """Of some batches, for one after the other would start a process each."""
+            own = slice(start, start + BATCHES * self.batch)
+            maps = [backbone.features(part.to(device()), t, stages, given)
+                    for part, given in zip(images[own].split(self.batch), _split(condition, own, self.batch))]
+            return {stage: torch.cat([reduced(m[stage], side).cpu() for m in maps]) for stage in stages}
+
+        starts = range(0, len(images), BATCHES * self.batch)
+        parts = side_by_side([partial(computed, start) for start in starts], cores(), label, "images",
+                             sizes=[min(BATCHES * self.batch, len(images) - start) for start in starts])
+        return {stage: torch.cat([part[stage] for part in parts]) for stage in stages}
+
+
+def _split(condition, own: slice, batch: int) -> list:
+    """The condition of each batch of some images."""
+    if condition is None:
+        return [None] * -(-(own.stop - own.start) // batch)
+    return [condition[k:k + batch] for k in range(own.start, min(own.stop, len(condition)), batch)]
 
 
 def reduced(features: torch.Tensor, side: int | None) -> torch.Tensor:

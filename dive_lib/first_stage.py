@@ -12,6 +12,7 @@ from diffusers import VQModel
 from torch import nn
 
 from dive_lib import checkpoint, compvis, paths
+from dive_lib.batch_parts import DrawnLoss
 from dive_lib.coco import CocoLayouts
 
 
@@ -129,7 +130,7 @@ def adopt_compvis(model: FirstStage, path: str) -> list[float]:
 
 def reconstruction_loss(images: Callable[[torch.Generator], torch.Tensor], *, quantize_from: int,
                         restart_every: int = 100, restart_until: int = 10**9,
-                        l1: float = 0.3) -> Callable[[FirstStage, int, torch.Generator], torch.Tensor]:
+                        l1: float = 0.3) -> DrawnLoss:
     """The training objective: squared plus absolute error plus, from step `quantize_from` on, VQ's two terms.
 
     A codebook that is learned from the start collapses here to a tenth of its entries. So the autoencoder first
@@ -138,28 +139,27 @@ def reconstruction_loss(images: Callable[[torch.Generator], torch.Tensor], *, qu
     images: function generator -> batch (B, 3, H, W).
     """
 
-    def loss_of(model: FirstStage, step: int, generator: torch.Generator) -> torch.Tensor:
+    @torch.no_grad()
+    def draw(model: FirstStage, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         batch = images(generator)
-        quantize = step >= quantize_from
         if step == quantize_from:
-            with torch.no_grad():
-                latents = torch.cat([model.raw_latents(images(generator)) for _ in range(24)])
+            latents = torch.cat([model.raw_latents(images(generator)) for _ in range(24)])
             _fill_codebook(model, latents.float(), generator)
-        raw = model.raw_latents(batch)
-        quantisation = raw.new_zeros(())
-        if quantize:
-            with torch.autocast(raw.device.type, enabled=False):
-                codes, quantisation, (_, _, indices) = model.vq.quantize(raw.float())
-            if step % restart_every == 0 and step < restart_until:
-                _restart_unused(model, raw.detach().float(), indices, generator)
-        else:
-            codes = raw
-        # The straight-through codes go into the decoder as they are: quantising twice would change nothing.
-        reconstruction = model.decode_raw(codes, quantize=False).float()
-        error = F.mse_loss(reconstruction, batch) + l1 * F.l1_loss(reconstruction, batch)
-        return error + quantisation
+        if step >= quantize_from and step % restart_every == 0 and step < restart_until:
+            _restart_unused(model, model.raw_latents(batch).float(), generator)
+        return batch, torch.full((len(batch),), step >= quantize_from)
 
-    return loss_of
+    def losses(model: FirstStage, batch: torch.Tensor, quantise: torch.Tensor) -> torch.Tensor:
+        codes = model.raw_latents(batch)
+        quantisation = codes.new_zeros(())
+        if quantise.all():
+            with torch.autocast(codes.device.type, enabled=False):
+                codes, quantisation, _ = model.vq.quantize(codes.float())
+        # The straight-through codes go into the decoder as they are: quantising twice would change nothing.
+        error = model.decode_raw(codes, quantize=False).float() - batch
+        return (error.square() + l1 * error.abs()).flatten(1).mean(1) + quantisation
+
+    return DrawnLoss(draw, losses)
 
 
 def _rows(latents: torch.Tensor) -> torch.Tensor:
@@ -183,10 +183,10 @@ def _fill_codebook(model: FirstStage, latents: torch.Tensor, generator: torch.Ge
 
 
 @torch.no_grad()
-def _restart_unused(model: FirstStage, latents: torch.Tensor, indices: torch.Tensor,
-                    generator: torch.Generator) -> None:
+def _restart_unused(model: FirstStage, latents: torch.Tensor, generator: torch.Generator) -> None:
     rows, table = _rows(latents), model.vq.quantize.embedding.weight
-    unused = (torch.bincount(indices.flatten(), minlength=len(table)) == 0).nonzero()[:, 0]
+    used = torch.cdist(rows, table).argmin(1)
+    unused = (torch.bincount(used, minlength=len(table)) == 0).nonzero()[:, 0]
     fresh = rows[torch.randint(len(rows), (len(unused),), generator=generator).to(rows.device)]
     table[unused] = fresh
 

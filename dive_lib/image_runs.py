@@ -52,9 +52,8 @@ def run(directory: Path | str, spec: dict, runner: type[Runner], *, workers: int
     Results gather in a scratch folder named after the spec, and are copied to `directory` when all are there: DVC
     empties `directory` before a stage starts, and a stopped stage of several runs must not lose what it has. The
     scratch folder goes when the stage has ended well (`stage_scratch`); outside a stage it stays until `forget`. One
-    worker is this process, with all its threads; several are copies of it with one core each (`side_by_side`), and
-    other images share a batch, which rounds differently. There may be fewer than asked for (`usable`). Raises
-    RuntimeError with a copy's traceback if one fails.
+    worker is this process; several are copies of it, one core each (`side_by_side`), and there may be fewer than asked
+    for (`usable`). Results do not depend on that. Raises RuntimeError with a copy's traceback if one fails.
     """
     workers = usable(workers, label)
     stage_scratch.keep(_scratch(spec))
@@ -90,19 +89,19 @@ def collect(directory: Path | str) -> list[dict]:
 
 def run_shard(directory: Path | str, runner: type[Runner], shard: int = 0, shards: int = 1,
               report: Callable[[int], None] = lambda count: None) -> None:
-    """Computes the missing results of every `shards`-th image, from the `shard`-th on; report: told of each.
+    """Computes the missing results of every `shards`-th batch, from the `shard`-th on; report: told of each image.
 
-    Batches are those of an uninterrupted run: one of which some are missing is computed whole, since rounding depends
-    on which images share it, so a continued run ends with the same bytes.
+    Which images share a batch decides rounding. So batches are those of a run in one piece and one process, and one of
+    which some results are missing is computed whole: a run ends with the same bytes however it was split and stopped.
     """
     directory = Path(directory)
     spec = read_json(directory / "spec.json")
-    own = spec["image_ids"][shard::shards]
-    if all(_path(directory, i).exists() for i in own):
+    ids, size = spec["image_ids"], spec["batch"]
+    own = [ids[start:start + size] for start in range(0, len(ids), size)][shard::shards]
+    if all(_path(directory, i).exists() for part in own for i in part):
         return
     prepared = runner(spec)
-    for start in range(0, len(own), spec["batch"]):
-        part = own[start:start + spec["batch"]]
+    for part in own:
         missing = {i for i in part if not _path(directory, i).exists()}  # asked now: another machine may have done it
         for result in prepared.results(part) if missing else ():
             if result["image_id"] in missing:
@@ -116,7 +115,7 @@ def command(runner: type[Runner]) -> None:
     """The command line of a module with a runner."""
     parser = argparse.ArgumentParser(description="Computes one shard of a run.")
     parser.add_argument("directory", type=Path, help="folder with the run's spec.json")
-    parser.add_argument("--shard", default="0/1", help="which share of the images: i/n")
+    parser.add_argument("--shard", default="0/1", help="which share of the batches: i/n")
     arguments = parser.parse_args()
     shard, _, shards = arguments.shard.partition("/")
     if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):

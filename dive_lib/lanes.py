@@ -8,8 +8,7 @@ another, and the lanes of a round run at the same time, each as a `dvc repro` of
 repository, as long as none writes what another one reads. With one core or a GPU, which one stage fills, nothing runs
 here and everything in the `dvc repro` that follows.
 
-How many threads a stage has decides how its sums are rounded. So one that ran here has slightly other numbers than
-under `dvc repro` with all cores; the same commands on the same machine, from the same state, give the same ones.
+Results do not depend on it: no stage's numbers depend on how many cores it has.
 """
 
 import argparse
@@ -66,7 +65,7 @@ def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
 @contextlib.contextmanager
 def _started(line: Sequence[str], cores: int) -> Iterator[subprocess.Popen]:
     """A command in a process group of its own, which is interrupted as a terminal would do when the block ends."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(cores), STARTER: str(os.getpid())}
+    environment = os.environ | {"DIVE_CORES": str(cores), STARTER: str(os.getpid())}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
     threads = [threading.Thread(target=_forward, args=pipes, daemon=True)

@@ -1,5 +1,6 @@
 """What models train on: latents of a split, computed once and kept on disk, and its layouts as tokens."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,11 +10,12 @@ from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.coco import CocoLayouts
 from dive_lib.first_stage import FirstStage
 from dive_lib.layout import LayoutGrid, shuffle_slots
-from dive_lib.progress import Progress
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side
 
 
 def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Path, *, batch: int = 64,
-                   shard: int = 4096, label: str = "latents") -> torch.Tensor:
+                   shard: int = 1024, label: str = "latents") -> torch.Tensor:
     """(n, 4, h, w) standardised latents of all images of a split, in its order.
 
     Written in shards of `shard` images under a name made of the first stage's weights and the images' ids, files and
@@ -21,17 +23,16 @@ def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Pat
     """
     images = [(image.id, paths.shorten(image.path), image.path.stat().st_size) for image in layouts.split.images]
     identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size, images)
-    device = first_stage.latent_mean.device
-    parts = []
-    with Progress(len(layouts), label, unit="images") as progress:
-        for start in range(0, len(layouts), shard):
-            path = Path(directory) / f"{identity}-{start:07d}.safetensors"
-            stop = min(start + shard, len(layouts))
-            if not path.exists():
-                save_tensors(path, {"latents": _encode(first_stage, layouts, range(start, stop), batch, device)})
-            parts.append(load_tensors(path)[0]["latents"])
-            progress.update(stop - start)
-    return torch.cat(parts)
+    shards = [range(start, min(start + shard, len(layouts))) for start in range(0, len(layouts), shard)]
+    files = [Path(directory) / f"{identity}-{own.start:07d}.safetensors" for own in shards]
+
+    def write(file: Path, own: range) -> None:
+        save_tensors(file, {"latents": _encode(first_stage, layouts, own, batch)})
+
+    missing = [pair for pair in zip(files, shards) if not pair[0].exists()]
+    side_by_side([partial(write, *pair) for pair in missing], cores(), label, "images",
+                 sizes=[len(own) for _, own in missing])
+    return torch.cat([load_tensors(file)[0]["latents"] for file in files])
 
 
 def load_images(layouts: CocoLayouts, indices) -> torch.Tensor:
@@ -40,7 +41,8 @@ def load_images(layouts: CocoLayouts, indices) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _encode(first_stage, layouts, indices, batch, device):
+def _encode(first_stage, layouts, indices, batch):
+    device = first_stage.latent_mean.device
     parts = [first_stage.encode(load_images(layouts, indices[k:k + batch]).to(device)).cpu()
              for k in range(0, len(indices), batch)]
     return torch.cat(parts)

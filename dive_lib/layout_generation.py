@@ -4,6 +4,8 @@ Both models draw images for the same layouts from the same noises. The network t
 number classifier, so they are brought into its format first.
 """
 
+from functools import partial
+
 import torch
 
 from dive_lib import paths, stage_scratch
@@ -12,7 +14,8 @@ from dive_lib.dataset import Dataset
 from dive_lib.first_stage import FirstStage
 from dive_lib.latents import LayoutTokens, load_images
 from dive_lib.layout_ldm import LayoutLDM
-from dive_lib.progress import Progress
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side
 
 
 def layouts_and_images(data: Dataset, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +25,6 @@ def layouts_and_images(data: Dataset, split: str, count: int) -> tuple[torch.Ten
     return LayoutTokens(layouts, data.grid).tokens[chosen], load_images(layouts, chosen)
 
 
-@torch.no_grad()
 def draw(model: LayoutLDM, first_stage: FirstStage, tokens: torch.Tensor, *, steps: int, seed: int, batch: int = 100,
          label: str = "samples") -> torch.Tensor:
     """Images (n, 3, S, S) in [-1, 1] for layouts (n, N, 5), by DDIM without guidance, in 256 levels like real ones.
@@ -32,16 +34,19 @@ def draw(model: LayoutLDM, first_stage: FirstStage, tokens: torch.Tensor, *, ste
     """
     identity = fingerprint(*model.state_dict().values(), *first_stage.state_dict().values(), tokens, model.config,
                            {"steps": steps, "seed": seed, "batch": batch})
-    folder, parts = paths.scratch() / "layout_samples" / identity, []
+    folder, parts = paths.scratch() / "layout_samples" / identity, tokens.split(batch)
     stage_scratch.keep(folder)
-    with Progress(len(tokens), label, unit="images") as progress:
-        for number, part in enumerate(tokens.split(batch)):
-            path = folder / f"{number:05d}.safetensors"
-            if not path.exists():
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-                latents = model.sample(part.to(model.vocabulary.class_table.device), generator, steps=steps)
-                images = first_stage.decode(latents).clamp(-1, 1).cpu()
-                save_tensors(path, {"images": ((images + 1) * 127.5).round().to(torch.uint8)})
-            parts.append(load_tensors(path)[0]["images"])
-            progress.update(len(part))
-    return torch.cat(parts).float() / 127.5 - 1
+
+    files = [folder / f"{number:05d}.safetensors" for number in range(len(parts))]
+
+    @torch.no_grad()
+    def write(number: int) -> None:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        latents = model.sample(parts[number].to(model.vocabulary.class_table.device), generator, steps=steps)
+        images = first_stage.decode(latents).clamp(-1, 1).cpu()
+        save_tensors(files[number], {"images": ((images + 1) * 127.5).round().to(torch.uint8)})
+
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    side_by_side([partial(write, number) for number in missing], cores(), label, "images",
+                 sizes=[len(parts[number]) for number in missing])
+    return torch.cat([load_tensors(file)[0]["images"] for file in files]).float() / 127.5 - 1

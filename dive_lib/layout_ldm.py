@@ -151,7 +151,7 @@ def layout_ldm_loss(latents: torch.Tensor, layouts: LayoutTokens, batch: int, *,
     if len(latents) != len(layouts):
         raise ValueError(f"{len(latents)} latents and {len(layouts)} layouts are not of the same images")
 
-    def draw(model: LayoutLDM, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    def draw(model: LayoutLDM, step: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.vocabulary.class_table.device
         index = torch.randint(len(latents), (batch,), generator=generator)
         tokens = drop_fields(layouts.draw(index, generator), model.grid, generator, **dropout).to(device)

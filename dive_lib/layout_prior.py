@@ -101,7 +101,7 @@ class DecoupledPrior(nn.Module):
 def layout_prior_loss(layouts: LayoutTokens, batch: int) -> DrawnLoss:
     """Equation 3 as an objective for train()."""
 
-    def draw(model: LayoutPrior, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    def draw(model: LayoutPrior, step: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         device = model.scale.device
         tokens = layouts.draw(torch.randint(len(layouts), (batch,), generator=generator), generator)
         embeddings = model.vocabulary(tokens.to(device))

@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from dive_lib import probes
 from dive_lib.classification_results import bootstrap_interval, evaluate_correct, paired_difference
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import ProbeData
-from dive_lib.progress import Progress, silent
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side, usable
 from dive_lib.task_metrics import evaluate_segmentation
 
 GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
@@ -45,13 +47,15 @@ def measure(backbone, times: Sequence[int], data: ProbeData, cache: FeatureCache
             granularities: Sequence[str] = tuple(GRANULARITIES)) -> list[Cell]:
     """All cells of a backbone on validation images; one without time steps has the row of the first alone."""
     times = list(times) if hasattr(backbone, "noise") else list(times)[:1]
-    cells = []
-    with Progress(len(times), backbone.name, unit="time steps") as progress:
-        for t in times:
-            with silent():
-                cells += [cell for name in granularities for cell in _MEASURES[name](backbone, t, data, cache)]
-            progress.update()
-    return cells
+
+    def cells(own: list[int]) -> list[list[Cell]]:  # several time steps, for which clean latents are computed once
+        return [[cell for name in granularities for cell in _MEASURES[name](backbone, t, data, cache)] for t in own]
+
+    count = min(usable(cores(), backbone.name), len(times))
+    shares = [times[k::count] for k in range(count)]
+    found = side_by_side([partial(cells, own) for own in shares], count, backbone.name, "time steps",
+                         sizes=list(map(len, shares)))
+    return [cell for k in range(len(times)) for cell in found[k % count][k // count]]
 
 
 def best(cells: Sequence[Cell], granularity: str) -> Cell:

@@ -33,7 +33,6 @@ def provenance(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name).split("+")[0] for name in ("torch", "diffusers", "numpy", "scikit-learn")},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
         "data": data_hash(),
     }
 
@@ -78,8 +77,8 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores this process may use: those of the system, or its share of them (`OMP_NUM_THREADS`)."""
-    share = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    """How many cores this process may use: those of the system, or its share of them (`DIVE_CORES`)."""
+    share = os.environ.get("DIVE_CORES", "")
     return min(_cores(), int(share)) if share.isdecimal() and int(share) else _cores()
 
 

@@ -8,6 +8,7 @@ visible part.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from pycocotools import mask as rle
 
 from dive_lib.files import write_json
 from dive_lib.glyphs import stretch
+from dive_lib.provenance import cores
+from dive_lib.side_by_side import side_by_side
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {"red": (235, 60, 55), "orange": (245, 150, 40), "yellow": (240, 225, 70), "green": (75, 205, 80),
            "cyan": (70, 215, 220), "blue": (80, 120, 250), "purple": (170, 90, 235), "white": (235, 235, 235)}
 SIZE = 64
 OBJECTS = (0.4, 0.35, 0.2, 0.05)  # shares of scenes with one, two, three and four digits
+PIECE = 500  # scenes that one process writes at a time
 COVERED = 0.15  # share of neighbours that cover each other in part
 
 
@@ -109,22 +113,32 @@ def write_split(root: Path, split: str, glyphs: np.ndarray, labels: np.ndarray, 
     """
     root = Path(root)
     (root / split).mkdir(parents=True, exist_ok=True)
+
+    def write(numbers: range) -> list[tuple[list[SceneObject], list[str]]]:
+        """The objects of some scenes, and their masks' run lengths."""
+        written = []
+        for i in numbers:
+            rng = np.random.default_rng([seed, sum(split.encode()), i])
+            objects = draw_layout(labels, rng, shares=shares, covered=covered)
+            pixels, masks = render(objects, glyphs, rng)
+            Image.fromarray(pixels).save(root / split / f"{i:06d}.png", compress_level=1)
+            masks = [rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode() for mask in masks]
+            written.append((objects, masks))
+        return written
+
+    pieces = [range(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
+    written = side_by_side([partial(write, piece) for piece in pieces], cores(), f"{split} scenes", "images",
+                           sizes=list(map(len, pieces)))
     images, annotations, captions = [], [], []
-    for i in range(count):
-        rng = np.random.default_rng([seed, sum(split.encode()), i])
-        objects = draw_layout(labels, rng, shares=shares, covered=covered)
-        pixels, masks = render(objects, glyphs, rng)
-        name = f"{i:06d}.png"
-        Image.fromarray(pixels).save(root / split / name, compress_level=1)
-        images.append({"id": i + 1, "file_name": name, "width": SIZE, "height": SIZE})
+    for i, (objects, masks) in enumerate(scene for piece in written for scene in piece):
+        images.append({"id": i + 1, "file_name": f"{i:06d}.png", "width": SIZE, "height": SIZE})
         captions.append({"id": i + 1, "image_id": i + 1, "caption": caption(objects)})
         for item, mask in zip(objects, masks):
             x1, y1, x2, y2 = item.box_xyxy
-            segmentation = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append({
                 "id": len(annotations) + 1, "image_id": i + 1, "category_id": item.class_id + 1, "iscrowd": 0,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float((x2 - x1) * (y2 - y1)),
-                "segmentation": {"size": [SIZE, SIZE], "counts": segmentation["counts"].decode()},
+                "segmentation": {"size": [SIZE, SIZE], "counts": mask},
                 "attributes": {"colour": item.colour, "glyph": item.glyph}})
     categories = [{"id": k + 1, "name": name, "supercategory": "digit"} for k, name in enumerate(CLASSES)]
     instances = {"info": {"description": "scenes of real handwritten digits", "seed": seed},

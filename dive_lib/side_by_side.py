@@ -3,7 +3,7 @@
 A small network gains little from a second core, whose threads wait for each other after every operation; two such
 networks, each on a core of its own, gain nearly all of it. The calls run in forked copies of this process, so they
 start at once, with all that is loaded, and may be closures over models and images that were read before; what they
-return must be picklable (numbers, arrays).
+return is sent back: numbers, arrays, tensors, and what pickle takes of them.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -24,33 +25,35 @@ from dive_lib.provenance import cores
 
 
 def usable(workers: int, label: str) -> int:
-    """`workers`, but no more than this process may use cores; and 1 on a machine with a GPU: copies of a process cannot
-    use it, and one process fills it. Raises ValueError for less than 1.
+    """`workers`, but no more than this process may use cores; 1 in a copy, and on a machine with a GPU: copies of a
+    process cannot use it, and one process fills it. Raises ValueError for less than 1.
     """
     if workers < 1:
         raise ValueError(f"{label}: at least one worker is needed, got {workers}")
-    return 1 if torch.cuda.is_available() else min(workers, cores())
+    alone = multiprocessing.current_process().daemon or torch.cuda.is_available()
+    return 1 if alone else min(workers, cores())
 
 
-def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings") -> list:
+def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, unit: str = "trainings",
+                 sizes: Sequence[int] | None = None) -> list:
     """The results of all calls, in their order, `workers` at a time.
 
-    One worker is this process, with all its threads; several are copies of it with one thread each, whose results do
-    not depend on how many there are. There may be fewer than asked for (`usable`). Raises RuntimeError with a call's
-    traceback.
+    One worker is this process; several are copies of it, whose results are the same. There may be fewer than asked for
+    (`usable`). sizes: how many units each call counts, one by default. Raises RuntimeError with a call's traceback.
     """
-    workers = usable(workers, label)
+    workers = min(usable(workers, label), max(1, len(calls)))
     results: list = [None] * len(calls)
-    with Progress(len(calls), label, unit=unit) as progress:
+    sizes = [1] * len(calls) if sizes is None else sizes
+    with Progress(sum(sizes), label, unit=unit) as progress:
         if workers == 1:
             for k, call in enumerate(calls):
                 with silent():
                     results[k] = call()
-                progress.update()
+                progress.update(sizes[k])
             return results
         with contextlib.closing(copies(calls, workers, label)) as answers:
             for k, results[k] in answers:
-                progress.update()
+                progress.update(sizes[k])
     return results
 
 
@@ -94,10 +97,11 @@ def _start(call: Callable[[], Any]) -> tuple[multiprocessing.Process, Connection
 
 def _run(call: Callable[[], Any], answer: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["DIVE_CORES"] = "1"
     torch.set_num_threads(1)
     try:
         with silent(), threadpool_limits(1):
-            result = True, call()
+            result = True, _packed(call())
     except BaseException:
         result = False, traceback.format_exc()
     answer.send(result)
@@ -119,4 +123,26 @@ def _received(answer: Connection, label: str) -> Any:
         answer.close()
     if not well:
         raise RuntimeError(f"{label} failed:\n{result}")
-    return result
+    return _unpacked(result)
+
+
+class _Tensor(NamedTuple):
+    """PyTorch would send a tensor as shared memory, which is gone when the sender has ended."""
+
+    array: np.ndarray
+
+
+def _packed(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return _Tensor(result.detach().cpu().numpy())
+    return _mapped(_packed, result)
+
+
+def _unpacked(result: Any) -> Any:
+    return torch.from_numpy(result.array) if isinstance(result, _Tensor) else _mapped(_unpacked, result)
+
+
+def _mapped(function: Callable[[Any], Any], result: Any) -> Any:
+    if isinstance(result, dict):
+        return {key: function(value) for key, value in result.items()}
+    return type(result)(map(function, result)) if type(result) in (list, tuple) else result

@@ -141,12 +141,10 @@ class Bench:
         def trained(call: Callable[[], object]) -> dict:
             known = set(self._heads)
             call()
-            return {key: {name: value.cpu().numpy() for name, value in state.items()}
-                    for key, state in self._heads.items() if key not in known}
+            return {key: state for key, state in self._heads.items() if key not in known}
 
         for heads in side_by_side([functools.partial(trained, call) for call in trainings], self.workers, label):
-            self._heads |= {key: {name: torch.from_numpy(value) for name, value in state.items()}
-                            for key, state in heads.items()}
+            self._heads |= heads
 
     @property
     def workers(self) -> int:

@@ -1,8 +1,8 @@
 """The one training loop: first stage, layout LDM, priors and everything trained later use it.
 
 It counts steps, draws all randomness of a step from (seed, step), and saves its whole state from time to time.
-Run again with the same configuration and as many threads, a stopped training continues and ends with bit-identical
-weights (CPU); with another configuration it starts anew. A finished one of a stage that failed later is not repeated.
+Run again with the same configuration, a stopped training continues and ends with bit-identical weights (CPU);
+with another configuration it starts anew. A finished one of a stage that failed later is not repeated.
 """
 
 import csv
@@ -29,7 +29,7 @@ class TrainingConfig:
     `warmup` of so many steps, at most a tenth of all. ema: decay of the averaged weights, 0 for none; the average
     warms up as (1 + n) / (10 + n). clip: largest gradient norm. bf16: run forward passes under bfloat16 autocast.
     early: keep the average of so many steps (at most all), too, 0 for none. parts: of a batch, each computed on one
-    core (`batch_parts`); 1 for all at once, with all cores. seed: of all draws."""
+    core (`batch_parts`). seed: of all draws."""
 
     steps: int
     lr: float

@@ -23,7 +23,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 300), nn.GELU(), nn.Linear(300, 300), nn.GELU(), nn.Linear(300, 1))
 
 
-def draw(net, generator):
+def draw(net, step, generator):
     return torch.randn(8, 4, generator=generator), torch.randn(8, 1, generator=generator)
 
 
@@ -34,11 +34,9 @@ def losses(net, x, y):
 LOSS = DrawnLoss(draw, losses)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def on(monkeypatch, count: int) -> None:
+    """As on a machine with so many cores."""
+    monkeypatch.setattr("dive_lib.batch_parts.cores", lambda: count)
 
 
 def gradients(count: int, objective=LOSS, net: nn.Module | None = None) -> list[torch.Tensor]:
@@ -57,20 +55,19 @@ def test_gradients_of_parts_are_those_of_the_batch(count):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_training_in_parts_has_the_same_bytes_on_any_number_of_cores(tmp_path, count):
+def test_a_training_in_parts_has_the_same_bytes_on_any_number_of_cores(tmp_path, monkeypatch, count):
     config, results = dataclasses.replace(CONFIG, parts=count), []
     for cores in (1, 2, 4):
-        torch.set_num_threads(cores)
+        on(monkeypatch, cores)
         net = model()
         curve = train(net, LOSS, config, scratch=tmp_path / str(cores), identity="x")
-        assert torch.get_num_threads() == cores
         results.append((curve, [p.detach().clone() for p in net.parameters()]))
     first, *others = results
     assert all(curve == first[0] and all(map(torch.equal, weights, first[1])) for curve, weights in others)
     assert first[0][-1] != first[0][0]
 
 
-def test_parts_run_at_once_with_one_thread_each():
+def test_parts_run_at_once_with_one_thread_each(monkeypatch):
     """Each waits for the other: one after the other, this would not end in time."""
     met, seen = threading.Barrier(2, timeout=30), []
 
@@ -79,12 +76,12 @@ def test_parts_run_at_once_with_one_thread_each():
         seen.append((threading.get_ident(), torch.get_num_threads()))
         return losses(net, x, y)
 
-    torch.set_num_threads(2)
+    on(monkeypatch, 2)
     gradients(2, DrawnLoss(draw, wait))
     assert len({ident for ident, _ in seen}) == 2 and [count for _, count in seen] == [1, 1]
 
 
-def test_on_one_core_parts_come_one_after_another():
+def test_on_one_core_parts_come_one_after_another(monkeypatch):
     running = []
 
     def alone(net, x, y):
@@ -94,7 +91,7 @@ def test_on_one_core_parts_come_one_after_another():
         running.pop()
         return losses(net, x, y)
 
-    torch.set_num_threads(1)
+    on(monkeypatch, 1)
     gradients(2, DrawnLoss(draw, alone))
 
 
@@ -121,12 +118,12 @@ def test_a_model_whose_samples_are_not_independent_is_refused(layer):
 
 
 @pytest.mark.parametrize("kind", ["layout LDM", "prior", "DiT"])
-def test_objectives_of_the_pipeline_have_parts(kind):
+def test_objectives_of_the_pipeline_have_parts(kind, monkeypatch):
     """The same gradients as of the whole batch, and the same bytes on one core and on two."""
     net, objective = pipeline(kind)
-    torch.set_num_threads(2)
+    on(monkeypatch, 2)
     whole, two = gradients(1, objective, net), gradients(2, objective, net)
-    torch.set_num_threads(1)
+    on(monkeypatch, 1)
     one = gradients(2, objective, net)
     assert len(whole) > 10 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, two, strict=True))
     assert all(map(torch.equal, one, two))
@@ -157,11 +154,9 @@ class Layouts:
         return tiny.layouts()[indices]
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_threads_come_back(tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
     def bad(net, x, y):
         return losses(net, x, y) / 0
 
-    torch.set_num_threads(2)
     with pytest.raises(FloatingPointError, match="at step 0"):
         train(model(), DrawnLoss(draw, bad), CONFIG, scratch=tmp_path, identity="x")
-    assert torch.get_num_threads() == 2

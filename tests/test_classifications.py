@@ -42,14 +42,14 @@ def test_shards_and_interruptions_change_nothing(world, tmp_path, method):
     whole, parts = (image_runs.prepare(tmp_path / name, described) for name in ("whole", "parts"))
     image_runs.run_shard(whole, classifications.Runner)
     image_runs.run_shard(parts, classifications.Runner, 1, 3)
-    with pytest.raises(FileNotFoundError, match="8 of 12 images"):
+    with pytest.raises(FileNotFoundError, match="7 of 12 images"):
         image_runs.collect(parts)
     image_runs.run_shard(parts, classifications.Runner, 0, 3)
     (parts / "a-1.json").unlink(missing_ok=True)  # as if it had been stopped before this image
     for shard in range(3):
         image_runs.run_shard(parts, classifications.Runner, shard, 3)
     a, b = image_runs.collect(whole), image_runs.collect(parts)
-    assert answers(a) == answers(b) and [r["cost"] for r in a] == [r["cost"] for r in b]
+    assert without_seconds(a) == without_seconds(b)
     assert [r["label"] for r in a] == [k // 2 for k in range(12)]
     assert all(r["correct"] == (r["prediction"] == r["label"]) for r in a)
 

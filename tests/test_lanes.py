@@ -119,7 +119,7 @@ def test_commands_run_at_once_and_their_lines_are_shown(tmp_path, capfd):
     def code(own: str, other: str) -> str:
         return (f"import os, sys, time, pathlib; pathlib.Path(r'{tmp_path / own}').touch()\n"
                 f"while not os.path.exists(r'{tmp_path / other}'): time.sleep(0.05)\n"
-                f"print('{own}', os.environ['OMP_NUM_THREADS']); print('{own}!', file=sys.stderr)")
+                f"print('{own}', os.environ['DIVE_CORES']); print('{own}!', file=sys.stderr)")
 
     lanes.together({"one": python(code("one", "two")), "two": python(code("two", "one"))}, 3)
     shown = capfd.readouterr()

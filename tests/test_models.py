@@ -161,12 +161,12 @@ def test_codebook_is_filled_from_latents_and_stays_in_use():
     def images(generator):
         return data[torch.randint(64, (8,), generator=generator)]
 
-    loss_of = reconstruction_loss(images, quantize_from=1, restart_every=2)
+    objective = reconstruction_loss(images, quantize_from=1, restart_every=2)
     before = model.vq.quantize.embedding.weight.clone()
-    loss_of(model, 0, torch.Generator().manual_seed(0))
+    objective(model, 0, torch.Generator().manual_seed(0))
     assert torch.equal(before, model.vq.quantize.embedding.weight)
     for step in (1, 2, 3):
-        loss_of(model, step, torch.Generator().manual_seed(step)).backward()
+        objective(model, step, torch.Generator().manual_seed(step)).backward()
     assert model.codes(data).unique().numel() >= 12
 
 

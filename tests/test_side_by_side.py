@@ -62,7 +62,7 @@ def test_an_error_is_told_with_its_traceback():
 
 def test_a_killed_process_is_told():
     with pytest.raises(RuntimeError, match="heads: a process ended without an answer"):
-        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)], 2, "heads")
+        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)] * 2, 2, "heads")
 
 
 def test_copies_end_with_a_killed_process():
