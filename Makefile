@@ -15,7 +15,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export JUPYTER_PREFER_ENV_PATH := 1
-unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
+# pip leaves compiling to the first import, for most modules are never imported: so Python must keep what it compiles.
+unexport JUPYTER_PATH PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 # Tensors' memory is kept for the next ones (see dive_lib/run.py): for `make lab`, whose kernels run.py does not start.
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
@@ -58,6 +59,6 @@ data: .venv/.ready
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer not found; install it or run make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version)'
 	"$(PYTHON)" -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-compile -r requirements.lock
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	touch $@
