@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict:
         parts = training[2]["optimiser"]["parts"]
         one = partial(step_seconds, training, 1, 1, options.steps)
         ways = {"all cores": partial(step_seconds, training, 1, cores, options.steps),
-                f"{parts} parts": partial(step_seconds, training, parts, cores, options.steps),
+                f"{parts} parts": partial(step_seconds, training, parts, 1, options.steps),
                 "one core": one,
                 "two side by side": lambda one=one: sum(side_by_side([one, one], 2, "trainings")) / 4}
         taken = {way: [] for way in ways}

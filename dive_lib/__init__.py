@@ -13,9 +13,13 @@ import os
 import sys
 import warnings
 
-os.environ["OMP_NUM_THREADS"] = "1"
+import threadpoolctl
+
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(1)
+if "numpy" in sys.modules:  # it has read the environment
+    threadpoolctl.threadpool_limits(1)
 
 # tqdm, which diffusers imports, asks for a widget that no notebook here uses; `dive_lib.progress` shows progress.
 warnings.filterwarnings("ignore", message="IProgress not found")

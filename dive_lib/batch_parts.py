@@ -64,8 +64,13 @@ class Parts:
         is not finite. Raises TypeError where parts are asked for and the objective is no DrawnLoss.
         """
         if self.count == 1:
-            with self.context():
-                loss = objective(self.model, step, generator)
+            if isinstance(objective, DrawnLoss):
+                drawn = objective.draw(self.model, step, generator)
+                with self.context():
+                    loss = objective.losses(self.model, *drawn).mean()
+            else:
+                with self.context():
+                    loss = objective(self.model, step, generator)
             for parameter in self.parameters:
                 parameter.grad = None
             loss.backward()

@@ -53,7 +53,7 @@ def run(directory: Path | str, spec: dict, *, workers: int = 1, label: str = "de
 
 
 def run_shard(directory: Path | str, shard: int = 0, shards: int = 1) -> None:
-    """Computes the missing results of every `shards`-th image, from the `shard`-th on."""
+    """Computes the missing results of every `shards`-th batch, from the `shard`-th on."""
     image_runs.run_shard(directory, Runner, shard, shards)
 
 

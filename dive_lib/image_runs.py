@@ -26,7 +26,8 @@ from dive_lib.side_by_side import copies, usable
 
 
 class Runner(Protocol):
-    """Computes the results of a batch: JSON-serialisable, each with its "image_id", independent of the batch."""
+    """Computes the results of a batch: JSON-serialisable, each with its "image_id", independent of the batch up
+    to rounding."""
 
     def __init__(self, spec: dict): ...
 

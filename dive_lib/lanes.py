@@ -39,13 +39,15 @@ def command(lane: str, profile: str) -> list[str]:
 
 
 def reproduce(profile: str, rounds: Sequence[Sequence[str]], machine: Mapping) -> None:
-    """Runs the rounds; one with more lanes than there are cores is left to the `dvc repro` that follows.
+    """Runs the rounds. From the first one with more lanes than there are cores on, all is left to the `dvc repro` that
+    follows.
 
     machine: of `provenance.machine`. Raises LaneFailed at the first failure, when all other lanes have ended.
     """
     for lanes in rounds:
-        if len(lanes) <= machine["cores_used"] and "accelerator" not in machine:
-            together({lane: command(lane, profile) for lane in lanes}, machine["cores_used"] // len(lanes))
+        if len(lanes) > machine["cores_used"] or "accelerator" in machine:
+            return  # a later round may need what this one makes
+        together({lane: command(lane, profile) for lane in lanes}, machine["cores_used"] // len(lanes))
 
 
 def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:

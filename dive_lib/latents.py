@@ -19,12 +19,12 @@ def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Pat
     """(n, 4, h, w) standardised latents of all images of a split, in its order.
 
     Written in shards of `shard` images under a name made of the first stage's weights and the images' ids, files and
-    sizes, so that a stopped run continues and another first stage, split or folder never meets an old cache.
+    sizes, so that a stopped run continues and another first stage, split, folder or shard never meets an old cache.
     """
     images = [(image.id, paths.shorten(image.path), image.path.stat().st_size) for image in layouts.split.images]
     identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size, images)
     shards = [range(start, min(start + shard, len(layouts))) for start in range(0, len(layouts), shard)]
-    files = [Path(directory) / f"{identity}-{own.start:07d}.safetensors" for own in shards]
+    files = [Path(directory) / f"{identity}-{own.start:07d}-{own.stop:07d}.safetensors" for own in shards]
 
     def write(file: Path, own: range) -> None:
         save_tensors(file, {"latents": _encode(first_stage, layouts, own, batch)})

@@ -188,7 +188,7 @@ class LocalSearch:
     def propose(self, pairs: Pairs) -> None:
         """Adds the boxes that lower the error most, in free slots, class [none]."""
         sizes = (~self.present).sum(1).clamp(max=self.config.boxes_per_layout)
-        for size in sizes.unique().tolist():  # so that an image's result does not depend on its batch
+        for size in sizes.unique().tolist():  # an image's proposals must not depend on its batch
             if size:
                 self.propose_for(torch.nonzero(sizes == size)[:, 0], size, pairs)
 

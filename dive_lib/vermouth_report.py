@@ -67,7 +67,7 @@ def rows(metrics: Mapping) -> list[dict]:
                 found.append(_row(f"open-vocabulary segmentation, {kind} names, mIoU", row, f"mIoU_{kind}", beside,
                                   published))
         own = row.get("handicapped", {})
-        if "ratio" in own:
+        if "ratio" in own and part["segmentation"].get("chosen", {}).get("handicap", 1):  # one of 0 changes nothing
             beside = [f"{own['ratio']:.2f} of the seen ones, then {own['mIoU_seen']:.1f}"]
             found.append(_row("the same, seen names handicapped", own, "mIoU_unseen", beside, ""))
     return found
@@ -90,7 +90,9 @@ def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -
 
 
 def _same_head(part: Mapping, task: str, measure: str, *more: str) -> list[str]:
-    """The same head on untrained networks, and in `more` rows, as far as the task's notebook has such rows."""
+    """The same head on the other denoisers and on untrained ones, and in `more` rows, as far as the task's notebook has
+    such rows."""
     rows = part.get("ablations", {}).get(task, {})
     return [f"the same head on {in_words(name.removeprefix('backbone '))} {row[measure]:.1f}"
-            for name, row in rows.items() if name.startswith(("backbone untrained", *more))]
+            for name, row in rows.items()
+            if name.startswith("backbone ") and (name in more or name != "backbone pixels")]

@@ -74,8 +74,7 @@ def test_shards_and_interruptions_change_nothing(world):
     for shard in range(3):
         detections.run_shard(parts, shard, 3)
     for a, b in zip(detections.collect(whole), detections.collect(parts), strict=True):
-        assert (a["image_id"], a["tokens"], a["dropped"]) == (b["image_id"], b["tokens"], b["dropped"])
-        assert a["monitor"] == pytest.approx(b["monitor"], abs=1e-5)
+        assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
 def test_another_spec_never_meets_old_results(world):

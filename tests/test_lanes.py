@@ -114,6 +114,14 @@ def test_rounds_come_one_after_another_and_lanes_share_the_cores(monkeypatch):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_on_one_core_nothing_runs_ahead_of_what_it_needs(monkeypatch, profile):
+    monkeypatch.setattr(lanes, "together", lambda commands, cores: pytest.fail(f"{list(commands)} ran"))
+    rounds = parameters.lanes(profile)
+    assert not rounds or len(rounds[0]) > 1
+    lanes.reproduce(profile, rounds, {"cores_used": 1})
+
+
 def test_commands_run_at_once_and_their_lines_are_shown(tmp_path, capfd):
     """Each waits for the file that the other one writes."""
     def code(own: str, other: str) -> str:
