@@ -4,14 +4,16 @@ The weights are torchvision's first ones of each network, from local files, with
 states for them. The 1000 answers are in the order of ImageNet's sorted synsets, which is that of `class_images`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib import torchvision_names, weight_files
+from dive_lib import paths, torchvision_names, weight_files
 from dive_lib.expert import IMAGENET_MEAN, IMAGENET_STD
+from dive_lib.text_targets import need_files
 
 SIDE = 224  # pixels that every network reads
 RESIZED = 256  # pixels of the image of whose centre they are, where nothing else is said
@@ -40,6 +42,15 @@ class PretrainedClassifier(nn.Module):
         start = (self.resized - SIDE) // 2
         seen = pixels.clamp(0, 1)[:, :, start:start + SIDE, start:start + SIDE]
         return self.network((seen - self.mean) / self.std)
+
+
+def require(networks: Mapping[str, Mapping]) -> None:
+    """Raises FileNotFoundError for the first of `architectures.classifiers` whose published weights are not there: to
+    be asked before long work starts."""
+    for own in networks.values():
+        if own.get("kind") == "torchvision":
+            path = paths.ROOT / own["file"]
+            need_files(path.parent, (path.name,), SOURCE)
 
 
 def from_torchvision(network: nn.Module, file: Path | str, *, resized: int = RESIZED,

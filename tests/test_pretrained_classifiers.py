@@ -122,7 +122,10 @@ def test_missing_damaged_and_other_weights_are_refused(tmp_path):
     asked = {"kind": "torchvision", "file": str(path), "network": SMALL}
     with pytest.raises(FileNotFoundError, match="net.pth: no such file; download net.pth of download.pytorch.org"):
         classifiers.make(asked, **SHAPE)
+    with pytest.raises(FileNotFoundError, match="net.pth: no such file; download net.pth of download.pytorch.org"):
+        pretrained.require({"trained": {"kind": "resnet"}, "published": asked})
     path.write_bytes(b"no weights")
+    pretrained.require({"trained": {"kind": "resnet"}, "published": asked})
     with pytest.raises(ValueError, match="net.pth: not a file of weights.*download net.pth again"):
         classifiers.make(asked, **SHAPE)
     settings(path, SMALL, {"epoch": 3})

@@ -109,6 +109,24 @@ def test_zhou_lists(tmp_path):
     assert part.classes == ("a b", "c") and part.train.load_images([0, 1]).shape == (2, 3, 8, 8)
 
 
+@pytest.mark.parametrize("name, images, listed", [  # as CoOp's DATASETS.md lays them out
+    ("Pets", "oxford_pets/images", "OxfordPets"), ("Flowers102", "oxford_flowers/jpg", "OxfordFlowers"),
+    ("DTD", "dtd/images", "DescribableTextures"), ("EuroSAT", "eurosat/2750", "EuroSAT"),
+    ("Cars", "stanford_cars", "StanfordCars"), ("Food101", "food-101/images", "Food101"),
+    ("SUN397", "sun397/SUN397", "SUN397"), ("Caltech101", "caltech-101/101_ObjectCategories", "Caltech101"),
+    ("UCF101", "ucf101/UCF-101-midframes", "UCF101")])
+def test_every_public_few_shot_set_with_a_zhou_list_is_read(tmp_path, name, images, listed):
+    files = {split: [[f"{word}/{split}.jpg", label, word] for label, word in enumerate(("x_ray", "yak"))]
+             for split in few_shot_data.SPLITS}
+    for split in files:
+        for file, label, _ in files[split]:
+            picture(tmp_path / images / file, colour=(100 * label, 0, 0))
+    write_json(tmp_path / images.split("/")[0] / f"split_zhou_{listed}.json", files)
+    part = few_shot_data.read(tmp_path, name, 8)
+    assert part.classes == ("x ray", "yak") and part.test.labels.tolist() == [0, 1] and len(part.val) == 2
+    assert part.test.load_images([0, 1])[:, 0].flatten(1).mean(1).diff().item() > 0.5
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"train": [["a.jpg", "0", "a"]]}, r"train\[0\] is .*not \[path, label, class name\]"),
     ({"val": [["a_b_val.jpg", 0, "other"]]}, r"val\[0\] calls label 0 'other'"),
@@ -174,6 +192,16 @@ def test_sketch_folders(tmp_path):
         sketch_data.read(tmp_path, "QuickDraw", 8, held_out=1)
 
 
+@pytest.mark.parametrize("name, folder", [("Sketchy", "sketchy"), ("TU-Berlin", "tu_berlin"),
+                                          ("QuickDraw", "quickdraw")])
+def test_every_public_sketch_set_is_read(tmp_path, name, folder):
+    sketchy(tmp_path)
+    (tmp_path / "sketchy").rename(tmp_path / folder)
+    part = sketch_data.read(tmp_path, name, 8, held_out=2)
+    assert part.name == name and part.train.classes == ("cat", "dog", "owl") and len(part.test.sketches) == 1
+    assert part.test.photos.load_images([0]).shape == (1, 3, 8, 8)
+
+
 def voc(root, values=((1, 20), (255, 0)), names=tuple(f"thing {k}" for k in range(20))):
     picture(root / "voc20" / "images" / "val" / "a.jpg")
     place = root / "voc20" / "annotations" / "val" / "a.png"
@@ -189,6 +217,21 @@ def test_label_maps(tmp_path):
     assert part.check("val") == part.check("val") and part.class_pixels().sum() == 2
     Image.fromarray(np.array([[300, 847], [1, 0]], np.uint16)).save(tmp_path / "voc20/annotations/val/a.png")
     assert segmentation_data.read(tmp_path, "VOC-20", "val", 2).load_label(0).tolist() == [[-1, -1], [0, -1]]
+
+
+@pytest.mark.parametrize("name, folder, classes, first, depth", [
+    ("COCO-Stuff", "coco_stuff", 171, 0, np.uint8), ("ADE-150", "ade150", 150, 1, np.uint8),
+    ("ADE-847", "ade847", 847, 0, np.uint16), ("PC-59", "pc59", 59, 1, np.uint8),
+    ("PC-459", "pc459", 459, 1, np.uint16), ("VOC-20", "voc20", 20, 1, np.uint8)])
+def test_every_public_segmentation_set_is_read(tmp_path, name, folder, classes, first, depth):
+    voc(tmp_path)
+    place = (tmp_path / "voc20").rename(tmp_path / folder)
+    last = first + classes - 1
+    Image.fromarray(np.array([[first, last], [last + 1, first]], depth)).save(place / "annotations" / "val" / "a.png")
+    write_json(place / "classes.json", {"names": [f"thing {k}" for k in range(classes)], "first": first})
+    part = segmentation_data.read(tmp_path, name, "val", 2)
+    assert part.load_label(0).tolist() == [[0, classes - 1], [-1, 0]] and part.class_pixels().sum() == 3
+    assert part.load_images([0]).shape == (1, 3, 2, 2)
 
 
 def test_bad_segmentation_folders_stop(tmp_path):
