@@ -49,13 +49,15 @@ def rows(metrics: Mapping) -> list[dict]:
         beside = [f"best linear probe {methods['linear_probe'][most]['accuracy']:.1f}",
                   f"network from scratch {methods['from_scratch'][most]['accuracy']:.1f}",
                   *_same_head(part, "few_shot", "accuracy")]
-        found.append(_row(f"few-shot classification, {most} shots", methods["u_head"][most], "accuracy", beside,
+        name = f"{_backbone(part['few_shot']['chosen'].get('u_head'))}few-shot classification, {most} shots"
+        found.append(_row(name, methods["u_head"][most], "accuracy", beside,
                           f"{fmean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
     if "sketch_retrieval" in part:
         (methods,) = [own for key, own in part["sketch_retrieval"].items() if key != "chosen"][:1]
         beside = [*_same_head(part, "sketch_retrieval", "mAP"), f"raw pixels {methods['pixels']['mAP']:.1f}",
                   f"chance {methods['u_head']['chance']:.1f}"]
-        found.append(_row("sketch retrieval, unseen classes, mAP", methods["u_head"], "mAP", beside,
+        name = f"{_backbone(part['sketch_retrieval']['chosen'])}sketch retrieval, unseen classes, mAP"
+        found.append(_row(name, methods["u_head"], "mAP", beside,
                           f"{vermouth_paper.RETRIEVAL['Vermouth'][0]:.1f} ({vermouth_paper.RETRIEVAL_SETS[0]})"))
     if "segmentation" in part:
         (row,) = [own for key, own in part["segmentation"].items() if key != "chosen"][:1]
@@ -64,10 +66,10 @@ def rows(metrics: Mapping) -> list[dict]:
             if f"mIoU_{kind}" in row:
                 beside = [f"{row['ratio']:.2f} of the seen ones"] if kind == "unseen" and "ratio" in row else []
                 beside += _same_head(part, "segmentation", f"mIoU_{kind}", "backbone pixels")
-                found.append(_row(f"open-vocabulary segmentation, {kind} names, mIoU", row, f"mIoU_{kind}", beside,
-                                  published))
+                name = f"{_backbone(part['segmentation']['chosen'])}open-vocabulary segmentation, {kind} names, mIoU"
+                found.append(_row(name, row, f"mIoU_{kind}", beside, published))
         own = row.get("handicapped", {})
-        if "ratio" in own and part["segmentation"].get("chosen", {}).get("handicap", 1):  # one of 0 changes nothing
+        if "ratio" in own and part["segmentation"]["chosen"].get("handicap", 1):  # one of 0 changes nothing
             beside = [f"{own['ratio']:.2f} of the seen ones, then {own['mIoU_seen']:.1f}"]
             found.append(_row("the same, seen names handicapped", own, "mIoU_unseen", beside, ""))
     return found
@@ -82,6 +84,11 @@ def table(metrics: Mapping) -> str:
                  f"{row['images']:,}", row["paper"] or "\N{EN DASH}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _backbone(chosen: Mapping | None) -> str:
+    """Whose features a head reads, as the beginning of its row's name."""
+    return f"{in_words(chosen['backbone'])}, " if chosen else ""
 
 
 def _row(name: str, row: Mapping, measure: str, beside: list[str], paper: str) -> dict:

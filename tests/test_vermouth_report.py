@@ -34,7 +34,9 @@ def test_controls_stand_beside_the_headline():
     metrics = parts() | {"few_shot": parts()["few_shot"] | {"ablations": {
         "backbone untrained_dit": few, "backbone dit": few, "backbone pixels": few}}}
     metrics["segmentation"]["ablations"] = {"backbone pixels": found, "adapter on layout_ldm": found}
+    metrics["few_shot"]["chosen"] = {"u_head": {"backbone": "dit", "t": 50}}
     lines = vermouth_report.table({"vermouth": vermouth_report.section(metrics)}).splitlines()
+    assert lines[5].startswith("| DiT, few-shot classification, 16 shots |")
     assert "the same head on untrained DiT 40.0, the same head on DiT 40.0 |" in lines[5]
     assert "the same head on raw pixels 9.0 |" in lines[7]
     assert "seen ones, the same head on raw pixels 4.0 |" in lines[8]
@@ -42,7 +44,7 @@ def test_controls_stand_beside_the_headline():
 
 @pytest.mark.parametrize("handicap, shown", [(0.0, 0), (0.1, 1)])
 def test_a_handicap_has_a_row_where_it_changes_something(handicap, shown):
-    part = parts()["segmentation"] | {"chosen": {"handicap": handicap}}
+    part = parts()["segmentation"] | {"chosen": {"backbone": "layout_ldm", "handicap": handicap}}
     part["scenes/test"]["handicapped"] = dict(part["scenes/test"])
     lines = vermouth_report.table({"vermouth": vermouth_report.section({"segmentation": part})}).splitlines()
     assert sum("handicapped" in line for line in lines) == shown
