@@ -38,7 +38,7 @@ def evaluate_run(results: list[dict], reference: list[dict] | None = None, *, re
                  seed: int = 0) -> dict:
     """The numbers of a row: accuracy, mean cost, and for DIVE its convergence.
 
-    reference: the results of the full enumeration on the same images, of which `agreement` is the share of equal
+    reference: another run's results on these images, such as the full enumeration's; `agreement` is the share of equal
     answers and `difference` the paired difference of the accuracies with its interval.
     """
     row = evaluate_correct([r["correct"] for r in results], resamples=resamples, seed=seed)
