@@ -39,7 +39,8 @@ class Parts:
     """
 
     def __init__(self, count: int, model: nn.Module, context: Callable[[], AbstractContextManager] = nullcontext):
-        self.model, self.context, self._pool = model, context, None
+        self.model, self.context = model, context
+        self._pool, self._threads = None, 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.count = 1 if self.parameters[0].is_cuda else count
         for name, module in model.named_modules() if self.count > 1 else ():
@@ -50,16 +51,19 @@ class Parts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """In this block parts run beside each other, on as many cores as there are."""
-        if self.count == 1:
+        """In this block parts run beside each other, on as many cores as there are at each step."""
+        try:
             yield
-            return
-        with ThreadPoolExecutor(min(self.count, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            self._pool = pool
-            try:
-                yield
-            finally:
-                self._pool = None
+        finally:
+            self._resize(0)
+
+    def _resize(self, threads: int) -> None:
+        """Another number of threads: a lane beside this one may have left its cores (`lanes`)."""
+        if threads != self._threads:
+            if self._pool is not None:
+                self._pool.shutdown()
+            made = threads and ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+            self._pool, self._threads = made or None, threads
 
     def step(self, objective: Callable[..., torch.Tensor], step: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of one step, in a block of `at_once`; the gradients are left in the parameters, also where the loss
@@ -87,6 +91,7 @@ class Parts:
                 loss = objective.losses(self.model, *chunk).sum() / len(drawn[0])
             return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
+        self._resize(min(self.count, cores()))
         losses, gradients = zip(*self._pool.map(part, chunks))
         for parameter, *of_parts in zip(self.parameters, *gradients):
             known = [gradient for gradient in of_parts if gradient is not None]

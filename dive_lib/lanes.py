@@ -6,7 +6,7 @@ Two trainings of small models, each on a core of its own, are done sooner than o
 (`benchmarks/training_cost.py`). `params.yaml` names the stages (`lanes`): the rounds of a profile come one after
 another, and the lanes of a round run at the same time, each as a `dvc repro` of its own. DVC's locks let them share the
 repository, as long as none writes what another one reads. With one core or a GPU, which one stage fills, nothing runs
-here and everything in the `dvc repro` that follows.
+here and everything in the `dvc repro` that follows. A lane that has ended leaves its cores to the others.
 
 Results do not depend on it: no stage's numbers depend on how many cores it has.
 """
@@ -17,11 +17,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from dive_lib import parameters, provenance
+from dive_lib.files import write_text
 
 STARTER = "DIVE_LANES"  # environment: the process whose lanes these are; a notebook stops when it is gone
 POLL_SECONDS = 0.5
@@ -47,27 +50,49 @@ def reproduce(profile: str, rounds: Sequence[Sequence[str]], machine: Mapping) -
     for lanes in rounds:
         if len(lanes) > machine["cores_used"] or "accelerator" in machine:
             return  # a later round may need what this one makes
-        together({lane: command(lane, profile) for lane in lanes}, machine["cores_used"] // len(lanes))
+        together({lane: command(lane, profile) for lane in lanes}, machine["cores_used"])
 
 
 def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
-    """Runs commands at the same time, with so many cores each, and shows their lines as they come.
+    """Runs commands at the same time, which share so many cores, and shows their lines as they come.
 
     When one fails, or when this is interrupted, all end. Raises LaneFailed.
     """
     with contextlib.ExitStack() as started:
-        running = {name: started.enter_context(_started(line, cores)) for name, line in commands.items()}
+        share = Path(started.enter_context(tempfile.TemporaryDirectory())) / "cores"
+        write_text(share, str(cores // len(commands)))
+        with _signals_wait():  # one between a start and its entry here would leave a lane behind
+            running = {name: started.enter_context(_started(line, share)) for name, line in commands.items()}
         while running:
             time.sleep(POLL_SECONDS)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 if status := running.pop(name).returncode:
                     raise LaneFailed(f"{name}: stopped with status {status}; what is finished stays")
+                write_text(share, str(cores // max(1, len(running))))
 
 
 @contextlib.contextmanager
-def _started(line: Sequence[str], cores: int) -> Iterator[subprocess.Popen]:
-    """A command in a process group of its own, which is interrupted as a terminal would do when the block ends."""
-    environment = os.environ | {"DIVE_CORES": str(cores), STARTER: str(os.getpid())}
+def _signals_wait() -> Iterator[None]:
+    """A signal to end that arrives in this block acts when the block is over."""
+    late: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: late.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in late[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _started(line: Sequence[str], share: Path) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, which is interrupted as a terminal would do when the block ends.
+
+    share: file with the number of its cores.
+    """
+    environment = os.environ | {"DIVE_CORES": str(share), STARTER: str(os.getpid())}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
     threads = [threading.Thread(target=_forward, args=pipes, daemon=True)

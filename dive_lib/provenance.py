@@ -77,8 +77,12 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores this process may use: those of the system, or its share of them (`DIVE_CORES`)."""
+    """How many cores this process may use: those of the system, or its share of them (`DIVE_CORES`: a number, or a file
+    with one, which may change)."""
     share = os.environ.get("DIVE_CORES", "")
+    if os.path.isfile(share):
+        with open(share, encoding="utf-8") as handle:
+            share = handle.read().strip()
     return min(_cores(), int(share)) if share.isdecimal() and int(share) else _cores()
 
 

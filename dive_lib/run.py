@@ -66,14 +66,14 @@ def run(notebook: str | Path, profile: str, overrides: Mapping[str, str] | Itera
         needed.mkdir(parents=True, exist_ok=True)
     target = folder / notebook.name
     stage = stage_scratch.new_id(target)
-    began = time.monotonic()
+    machine, began = provenance.machine(), time.monotonic()  # its share of the cores may grow
     executed = execute(notebook, values, stage)
     seconds = time.monotonic() - began
     write_text(target, nbformat.writes(executed) + "\n")
     write_text(target.with_suffix(".html"), to_html(executed, notebook.stem))
     merge_json(folder / "timings.json", {"stages": {notebook.stem: round(seconds, 1)},
                                          "commits": {notebook.stem: provenance.commit()},
-                                         "machines": {notebook.stem: provenance.machine()}})
+                                         "machines": {notebook.stem: machine}})
     stage_scratch.forget(stage)
     return target
 

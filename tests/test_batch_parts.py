@@ -109,6 +109,17 @@ def test_on_one_core_parts_come_one_after_another(monkeypatch):
     gradients(2, DrawnLoss(draw, alone))
 
 
+def test_a_training_uses_cores_that_become_free(monkeypatch):
+    threads = []
+    parts = Parts(3, model())
+    with parts.at_once():
+        for cores in (1, 1, 2, 4):
+            on(monkeypatch, cores)
+            parts.step(LOSS, 0, torch.Generator().manual_seed(1))
+            threads.append(parts._threads)
+    assert threads == [1, 1, 2, 3] and parts._pool is None
+
+
 def test_parameters_that_no_part_uses_have_no_gradient():
     net = model()
     net.idle = nn.Parameter(torch.ones(3))

@@ -102,14 +102,14 @@ def test_a_lane_reproduces_its_stages_alone_and_waits_for_locks():
     assert line[1:] == ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", "data@mini", "first_stage@mini"]
 
 
-def test_rounds_come_one_after_another_and_lanes_share_the_cores(monkeypatch):
+def test_rounds_come_one_after_another_with_all_cores_to_share(monkeypatch):
     seen, rounds = [], [["a b", "c"], ["d", "e", "f"]]
     monkeypatch.setattr(lanes, "together", lambda commands, cores: seen.append((list(commands), cores)))
     lanes.reproduce("mini", rounds, {"cores_used": 5})
-    assert seen == [(["a b", "c"], 2), (["d", "e", "f"], 1)]
+    assert seen == [(["a b", "c"], 5), (["d", "e", "f"], 5)]
     del seen[:]
     lanes.reproduce("mini", rounds, {"cores_used": 2})
-    assert seen == [(["a b", "c"], 1)], "three lanes on two cores would be slower than what dvc repro does"
+    assert seen == [(["a b", "c"], 2)], "three lanes on two cores would be slower than what dvc repro does"
     lanes.reproduce("mini", rounds, {"cores_used": 8, "accelerator": "a GPU"})
     assert len(seen) == 1
 
@@ -127,11 +127,22 @@ def test_commands_run_at_once_and_their_lines_are_shown(tmp_path, capfd):
     def code(own: str, other: str) -> str:
         return (f"import os, sys, time, pathlib; pathlib.Path(r'{tmp_path / own}').touch()\n"
                 f"while not os.path.exists(r'{tmp_path / other}'): time.sleep(0.05)\n"
-                f"print('{own}', os.environ['DIVE_CORES']); print('{own}!', file=sys.stderr)")
+                f"print('{own}'); print('{own}!', file=sys.stderr)")
 
     lanes.together({"one": python(code("one", "two")), "two": python(code("two", "one"))}, 3)
     shown = capfd.readouterr()
-    assert sorted(shown.out.splitlines()) == ["one 3", "two 3"] and sorted(shown.err.splitlines()) == ["one!", "two!"]
+    assert sorted(shown.out.splitlines()) == ["one", "two"] and sorted(shown.err.splitlines()) == ["one!", "two!"]
+
+
+def test_a_lane_that_has_ended_leaves_its_cores_to_the_others(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
+    seen = tmp_path / "seen"
+    short = f"import os, time\nwhile not os.path.exists(r'{seen}'): time.sleep(0.05)"
+    long = ("import os, pathlib, time; from dive_lib import provenance; provenance._cores = lambda: 8\n"
+            f"print(provenance.cores()); pathlib.Path(r'{seen}').touch()\n"
+            "while provenance.cores() == 2: time.sleep(0.05)\nprint(provenance.cores())")
+    lanes.together({"long": python(long), "short": python(short)}, 5)
+    assert capfd.readouterr().out.splitlines() == ["2", "5"]
 
 
 def test_when_one_fails_the_others_end(tmp_path, monkeypatch):
@@ -166,3 +177,17 @@ def test_a_signal_ends_the_lanes(number):
     for lane_id in lane_ids:
         with pytest.raises(ProcessLookupError):
             os.kill(lane_id, 0)
+
+
+def test_a_signal_while_lanes_start_leaves_none_behind(monkeypatch):
+    started, start = [], subprocess.Popen
+
+    def start_and_interrupt(*given, **named):
+        started.append(start(*given, **named))
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(lanes.subprocess, "Popen", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lanes.together({"one": python(WAIT), "two": python(WAIT)}, 2)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
