@@ -76,6 +76,7 @@ def test_15_probes_all_backbones(world, described):
         "stable_diffusion", "untrained_stable_diffusion", "layout_ldm", "untrained_layout_ldm", "dit", "untrained_dit",
         "resnet18", "dinov2", "pixels"}
     assert {"layouts", "classes", "prompts"} <= set(metrics["ablations"])
+    assert "it/s" not in (paths.reports(PROFILE) / "15_features.ipynb").read_text(), "it would differ from run to run"
 
 
 def test_16_learns_from_few_images(world, described):
@@ -95,3 +96,4 @@ def test_18_names_pixels(world, described):
     metrics = execute(world, "18_segmentation", **model(world), **{
         "head.width": 8, "head.steps": 2, "head.batch_size": 4, "handicap": {"values": [0.0, 0.1], "held_out": 20}})
     assert {"ADE-150/val", "PC-459/val"} < set(metrics)
+    assert "with expert dinov2" in metrics["ablations"] and "with expert resnet18" not in metrics["ablations"]
