@@ -1,6 +1,7 @@
 """Figures of what frozen features hold: heat maps over time step and stage, projections, principal components."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +50,7 @@ def by_time(curves: Mapping[str, Mapping[str, np.ndarray]], times: Sequence[int]
     backbone, (3, T) of value, low and high."""
     figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3.2), squeeze=False)
     for axis, (title, lines) in zip(axes[0], curves.items()):
-        for (name, values), marker in zip(lines.items(), "os^vDP"):
+        for (name, values), marker in zip(lines.items(), cycle("os^vDPX*<>")):
             line, = axis.plot(times, values[0], marker + "-", markersize=4, linewidth=1.5, label=name)
             axis.fill_between(times, values[1], values[2], color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel="time step t")

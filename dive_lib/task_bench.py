@@ -56,6 +56,7 @@ class Bench:
         self._pixels: dict = {}
         self._heads: dict = {}
         self._texts: dict = {}
+        self._named: dict = {}
 
     @property
     def given(self) -> dict:
@@ -117,8 +118,11 @@ class Bench:
         return fingerprint(kind, self.captioner.identity) if kind == "blip" else kind or ""
 
     def text(self, names: Sequence[str]) -> torch.Tensor:
-        """(K, d) unit vectors of class names."""
-        return self.encoder.encode(names)
+        """(K, d) unit vectors of class names, encoded once: hundreds of names in fourteen phrasings take a while."""
+        names = tuple(names)
+        if names not in self._named:
+            self._named[names] = self.encoder.encode(names)
+        return self._named[names]
 
     def train_head(self, head: torch.nn.Module, loss_of: Callable, config: TrainingConfig, *, task: str,
                    identity: str) -> torch.nn.Module:

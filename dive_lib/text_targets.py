@@ -107,6 +107,8 @@ def need_files(directory: Path, names: Sequence[str], source: str) -> None:
 
 def read_pretrained(kind, directory: Path, source: str, **options):
     """A Hugging Face object from a local folder; a damaged file is a ValueError that names the folder."""
+    from transformers.utils import logging
+    logging.disable_progress_bar()  # it shows tensors per second, which an executed notebook would keep
     try:
         return kind.from_pretrained(directory, local_files_only=True, **options)
     except Exception as error:  # transformers, diffusers and safetensors raise errors of many types for damaged files

@@ -148,8 +148,8 @@ def test_figures_are_drawn():
     grids = {"classification": {"values": values, "best": (1, 2), "label": "percent"}}
     figure = probe_figures.heat_maps(grids, [0, 500], ["down0", "mid", "up0"], "a network")
     assert figure.axes and figure.get_suptitle() == "a network"
-    curves = {"classification": {"a": np.array([[1, 2], [0, 1], [2, 3]])}}
-    assert probe_figures.by_time(curves, [0, 500], "percent").axes
+    curves = {"classification": {name: np.array([[1, 2], [0, 1], [2, 3]]) for name in "abcdefghi"}}
+    assert len(probe_figures.by_time(curves, [0, 500], "percent").axes[0].lines) == 9, "the profile paper has as many"
     points = probe_figures.projected(clouds(12)[0])
     assert np.array_equal(points, probe_figures.projected(clouds(12)[0])) and points.shape == (12, 2)
     assert probe_figures.projections({"t = 0": points}, [0, 1] * 6, [True, False] * 6, ["a", "b"]).axes
