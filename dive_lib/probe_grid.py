@@ -52,7 +52,7 @@ def measure(backbone, times: Sequence[int], data: ProbeData, cache: FeatureCache
 
     count = min(usable(cores(), backbone.name), len(times))
     shares = [times[k::count] for k in range(count)]
-    found = in_pieces(cells, shares, backbone.name, "time steps")
+    found = in_pieces(cells, shares, backbone.name, "time steps", workers=count)
     return [cell for k in range(len(times)) for cell in found[k % count][k // count]]
 
 

@@ -63,10 +63,14 @@ def cut(count: int, size: int) -> list[range]:
     return [range(count)[start:start + size] for start in range(0, count, size)]
 
 
-def in_pieces(work: Callable[[Any], Any], pieces: Sequence[Sized], label: str, unit: str = "images") -> list:
-    """work(piece) of all pieces, in their order, on all cores (`side_by_side`). A piece counts `len(piece)` units."""
-    return side_by_side([partial(work, piece) for piece in pieces], cores(), label, unit,
-                        sizes=[len(piece) for piece in pieces])
+def in_pieces(work: Callable[[Any], Any], pieces: Sequence[Sized], label: str, unit: str = "images",
+              workers: int | None = None) -> list:
+    """work(piece) of all pieces, in their order, by `side_by_side`; a piece counts `len(piece)` units.
+
+    workers: at a time, by default as many as this process may use cores.
+    """
+    return side_by_side([partial(work, piece) for piece in pieces], cores() if workers is None else workers, label,
+                        unit, sizes=[len(piece) for piece in pieces])
 
 
 def copies(calls: Sequence[Callable[[], Any]], workers: int, label: str,
