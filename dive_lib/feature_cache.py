@@ -7,7 +7,6 @@ missing is computed, all missing stages in one pass.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,8 +16,7 @@ import torch.nn.functional as F
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.first_stage import device
 from dive_lib.paths import shorten
-from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side
+from dive_lib.side_by_side import cut, in_pieces
 
 VERSIONS = ("torch", "diffusers", "transformers")
 BATCHES = 4  # in one process, of those that work side by side
@@ -76,24 +74,21 @@ class FeatureCache:
         return tensors["features"] if stored == described else None
 
     def _compute(self, backbone, images, t, stages, condition, side, label) -> dict[str, torch.Tensor]:
-        def computed(start: int) -> dict[str, torch.Tensor]:
+        def computed(own: range) -> dict[str, torch.Tensor]:
             """Of some batches, for one after the other would start a process each."""
-            own = slice(start, start + BATCHES * self.batch)
-            maps = [backbone.features(part.to(device()), t, stages, given)
-                    for part, given in zip(images[own].split(self.batch), _split(condition, own, self.batch))]
+            maps = [backbone.features(part.to(device()), t, stages, given) for part, given in
+                    zip(images[own.start:own.stop].split(self.batch), _split(condition, own, self.batch))]
             return {stage: torch.cat([reduced(m[stage], side).cpu() for m in maps]) for stage in stages}
 
-        starts = range(0, len(images), BATCHES * self.batch)
-        parts = side_by_side([partial(computed, start) for start in starts], cores(), label, "images",
-                             sizes=[min(BATCHES * self.batch, len(images) - start) for start in starts])
+        parts = in_pieces(computed, cut(len(images), BATCHES * self.batch), label)
         return {stage: torch.cat([part[stage] for part in parts]) for stage in stages}
 
 
-def _split(condition, own: slice, batch: int) -> list:
+def _split(condition, own: range, batch: int) -> list:
     """The condition of each batch of some images."""
     if condition is None:
-        return [None] * -(-(own.stop - own.start) // batch)
-    return [condition[k:k + batch] for k in range(own.start, min(own.stop, len(condition)), batch)]
+        return [None] * -(-len(own) // batch)
+    return [condition[k:k + batch] for k in own[::batch]]
 
 
 def reduced(features: torch.Tensor, side: int | None) -> torch.Tensor:

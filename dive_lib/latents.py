@@ -1,6 +1,5 @@
 """What models train on: latents of a split, computed once and kept on disk, and its layouts as tokens."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,8 +9,7 @@ from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.coco import CocoLayouts
 from dive_lib.first_stage import FirstStage
 from dive_lib.layout import LayoutGrid, shuffle_slots
-from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side
+from dive_lib.side_by_side import cut, in_pieces
 
 
 def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Path, *, batch: int = 64,
@@ -23,16 +21,14 @@ def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Pat
     """
     images = [(image.id, paths.shorten(image.path), image.path.stat().st_size) for image in layouts.split.images]
     identity = fingerprint(*first_stage.state_dict().values(), layouts.image_size, images)
-    shards = [range(start, min(start + shard, len(layouts))) for start in range(0, len(layouts), shard)]
-    files = [Path(directory) / f"{identity}-{own.start:07d}-{own.stop:07d}.safetensors" for own in shards]
+    files = {own: Path(directory) / f"{identity}-{own.start:07d}-{own.stop:07d}.safetensors"
+             for own in cut(len(layouts), shard)}
 
-    def write(file: Path, own: range) -> None:
-        save_tensors(file, {"latents": _encode(first_stage, layouts, own, batch)})
+    def write(own: range) -> None:
+        save_tensors(files[own], {"latents": _encode(first_stage, layouts, own, batch)})
 
-    missing = [pair for pair in zip(files, shards) if not pair[0].exists()]
-    side_by_side([partial(write, *pair) for pair in missing], cores(), label, "images",
-                 sizes=[len(own) for _, own in missing])
-    return torch.cat([load_tensors(file)[0]["latents"] for file in files])
+    in_pieces(write, [own for own, file in files.items() if not file.exists()], label)
+    return torch.cat([load_tensors(file)[0]["latents"] for file in files.values()])
 
 
 def load_images(layouts: CocoLayouts, indices) -> torch.Tensor:

@@ -4,8 +4,6 @@ Both models draw images for the same layouts from the same noises. The network t
 number classifier, so they are brought into its format first.
 """
 
-from functools import partial
-
 import torch
 
 from dive_lib import paths, stage_scratch
@@ -14,8 +12,7 @@ from dive_lib.dataset import Dataset
 from dive_lib.first_stage import FirstStage
 from dive_lib.latents import LayoutTokens, load_images
 from dive_lib.layout_ldm import LayoutLDM
-from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side
+from dive_lib.side_by_side import cut, in_pieces
 
 
 def layouts_and_images(data: Dataset, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,19 +31,16 @@ def draw(model: LayoutLDM, first_stage: FirstStage, tokens: torch.Tensor, *, ste
     """
     identity = fingerprint(*model.state_dict().values(), *first_stage.state_dict().values(), tokens, model.config,
                            {"steps": steps, "seed": seed, "batch": batch})
-    folder, parts = paths.scratch() / "layout_samples" / identity, tokens.split(batch)
+    folder, device = paths.scratch() / "layout_samples" / identity, model.vocabulary.class_table.device
     stage_scratch.keep(folder)
-
-    files = [folder / f"{number:05d}.safetensors" for number in range(len(parts))]
+    files = {own: folder / f"{own.start // batch:05d}.safetensors" for own in cut(len(tokens), batch)}
 
     @torch.no_grad()
-    def write(number: int) -> None:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        latents = model.sample(parts[number].to(model.vocabulary.class_table.device), generator, steps=steps)
+    def write(own: range) -> None:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + own.start // batch)
+        latents = model.sample(tokens[own.start:own.stop].to(device), generator, steps=steps)
         images = first_stage.decode(latents).clamp(-1, 1).cpu()
-        save_tensors(files[number], {"images": ((images + 1) * 127.5).round().to(torch.uint8)})
+        save_tensors(files[own], {"images": ((images + 1) * 127.5).round().to(torch.uint8)})
 
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    side_by_side([partial(write, number) for number in missing], cores(), label, "images",
-                 sizes=[len(parts[number]) for number in missing])
-    return torch.cat([load_tensors(file)[0]["images"] for file in files]).float() / 127.5 - 1
+    in_pieces(write, [own for own, file in files.items() if not file.exists()], label)
+    return torch.cat([load_tensors(file)[0]["images"] for file in files.values()]).float() / 127.5 - 1

@@ -7,7 +7,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from dive_lib.classification_results import bootstrap_interval, evaluate_correct
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import ProbeData
 from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side, usable
+from dive_lib.side_by_side import in_pieces, usable
 from dive_lib.task_metrics import evaluate_segmentation
 
 GRANULARITIES = {"classification": "accuracy", "retrieval": "mAP", "segmentation": "mIoU"}
@@ -53,8 +52,7 @@ def measure(backbone, times: Sequence[int], data: ProbeData, cache: FeatureCache
 
     count = min(usable(cores(), backbone.name), len(times))
     shares = [times[k::count] for k in range(count)]
-    found = side_by_side([partial(cells, own) for own in shares], count, backbone.name, "time steps",
-                         sizes=list(map(len, shares)))
+    found = in_pieces(cells, shares, backbone.name, "time steps", workers=count)
     return [cell for k in range(len(times)) for cell in found[k % count][k // count]]
 
 

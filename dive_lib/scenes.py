@@ -8,7 +8,6 @@ visible part.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ from pycocotools import mask as rle
 
 from dive_lib.files import write_json
 from dive_lib.glyphs import stretch
-from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side
+from dive_lib.side_by_side import cut, in_pieces
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {"red": (235, 60, 55), "orange": (245, 150, 40), "yellow": (240, 225, 70), "green": (75, 205, 80),
@@ -126,9 +124,7 @@ def write_split(root: Path, split: str, glyphs: np.ndarray, labels: np.ndarray, 
             written.append((objects, masks))
         return written
 
-    pieces = [range(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
-    written = side_by_side([partial(write, piece) for piece in pieces], cores(), f"{split} scenes", "images",
-                           sizes=list(map(len, pieces)))
+    written = in_pieces(write, cut(count, PIECE), f"{split} scenes")
     images, annotations, captions = [], [], []
     for i, (objects, masks) in enumerate(scene for piece in written for scene in piece):
         images.append({"id": i + 1, "file_name": f"{i:06d}.png", "width": SIZE, "height": SIZE})

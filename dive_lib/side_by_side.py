@@ -12,7 +12,8 @@ import os
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -55,6 +56,21 @@ def side_by_side(calls: Sequence[Callable[[], Any]], workers: int, label: str, u
             for k, results[k] in answers:
                 progress.update(sizes[k])
     return results
+
+
+def cut(count: int, size: int) -> list[range]:
+    """0 ... count - 1 in pieces of `size`, of which the last may be smaller."""
+    return [range(count)[start:start + size] for start in range(0, count, size)]
+
+
+def in_pieces(work: Callable[[Any], Any], pieces: Sequence[Sized], label: str, unit: str = "images",
+              workers: int | None = None) -> list:
+    """work(piece) of all pieces, in their order, by `side_by_side`; a piece counts `len(piece)` units.
+
+    workers: at a time, by default as many as this process may use cores.
+    """
+    return side_by_side([partial(work, piece) for piece in pieces], cores() if workers is None else workers, label,
+                        unit, sizes=[len(piece) for piece in pieces])
 
 
 def copies(calls: Sequence[Callable[[], Any]], workers: int, label: str,

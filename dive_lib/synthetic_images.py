@@ -1,7 +1,6 @@
 """Images drawn from a DiT, written as an image folder: what a classifier learns the model's knowledge from."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from dive_lib.checkpoint import fingerprint
 from dive_lib.class_images import write_image
 from dive_lib.dit import DiT
 from dive_lib.files import read_json, write_json
-from dive_lib.provenance import cores
-from dive_lib.side_by_side import side_by_side
+from dive_lib.side_by_side import cut, in_pieces
 
 
 def draw_split(root: Path | str, split: str, model: DiT, encoder: nn.Module, per_class: int, *, steps: int, seed: int,
@@ -35,15 +33,13 @@ def draw_split(root: Path | str, split: str, model: DiT, encoder: nn.Module, per
     device = model.vocabulary.class_table.device
     files = [folder / classes[c] / f"{k // len(classes):05d}.png" for k, c in enumerate(labels.tolist())]
 
-    def write(number: int) -> None:
-        own = slice(number * batch, (number + 1) * batch)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        latents = model.sample(model.grid.encode(labels[own]).to(device), generator, steps=steps)
-        for file, image in zip(files[own], encoder.decode(latents).clamp(-1, 1).cpu()):
+    def write(own: range) -> None:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + own.start // batch)
+        latents = model.sample(model.grid.encode(labels[own.start:own.stop]).to(device), generator, steps=steps)
+        for file, image in zip(files[own.start:own.stop], encoder.decode(latents).clamp(-1, 1).cpu()):
             pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
             write_image(file, np.squeeze(pixels.numpy()))
 
-    missing = sorted({k // batch for k, file in enumerate(files) if not file.exists()})
-    side_by_side([partial(write, number) for number in missing], cores(), f"{split} images", "images",
-                 sizes=[len(labels[number * batch:(number + 1) * batch]) for number in missing])
+    missing = [own for own in cut(len(files), batch) if not all(files[k].exists() for k in own)]
+    in_pieces(write, missing, f"{split} images")
     return folder

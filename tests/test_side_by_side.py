@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dive_lib.image_runs import seconds_per_image
-from dive_lib.side_by_side import side_by_side, usable
+from dive_lib.progress import written_to
+from dive_lib.side_by_side import cut, in_pieces, side_by_side, usable
 
 
 def learn(seed: int) -> np.ndarray:
@@ -46,6 +47,16 @@ def test_results_come_in_order_and_processes_are_copies():
     assert len({pid for _, pid in results}) == 5 and os.getpid() not in {pid for _, pid in results}
     assert side_by_side(calls, 1, "x") == [(k, os.getpid()) for k in range(5)]
     assert side_by_side([], 2, "x") == []
+
+
+def test_work_in_pieces_covers_all_in_order(monkeypatch, tmp_path):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # under which no progress is shown
+    assert cut(7, 3) == [range(0, 3), range(3, 6), range(6, 7)] and cut(6, 3) == cut(7, 3)[:2] and cut(0, 3) == []
+    for count in (1, 2):
+        monkeypatch.setattr("dive_lib.side_by_side.cores", lambda: count)
+        with written_to(tmp_path / "line"):
+            assert in_pieces(list, cut(7, 3), "x") == [[0, 1, 2], [3, 4, 5], [6]]
+        assert (tmp_path / "line").read_text() == "x: done, 7 images\n"
 
 
 def test_each_process_has_one_thread():
