@@ -76,19 +76,13 @@ class FeatureCache:
     def _compute(self, backbone, images, t, stages, condition, side, label) -> dict[str, torch.Tensor]:
         def computed(own: range) -> dict[str, torch.Tensor]:
             """Of some batches, for one after the other would start a process each."""
-            maps = [backbone.features(part.to(device()), t, stages, given) for part, given in
-                    zip(images[own.start:own.stop].split(self.batch), _split(condition, own, self.batch))]
+            batches = [slice(start, start + self.batch) for start in own[::self.batch]]
+            maps = [backbone.features(images[batch].to(device()), t, stages,
+                                      None if condition is None else condition[batch]) for batch in batches]
             return {stage: torch.cat([reduced(m[stage], side).cpu() for m in maps]) for stage in stages}
 
         parts = in_pieces(computed, cut(len(images), BATCHES * self.batch), label)
         return {stage: torch.cat([part[stage] for part in parts]) for stage in stages}
-
-
-def _split(condition, own: range, batch: int) -> list:
-    """The condition of each batch of some images."""
-    if condition is None:
-        return [None] * -(-len(own) // batch)
-    return [condition[k:k + batch] for k in own[::batch]]
 
 
 def reduced(features: torch.Tensor, side: int | None) -> torch.Tensor:
