@@ -56,15 +56,17 @@ class Parts:
             return
         with ThreadPoolExecutor(min(self.count, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             self._pool = pool
-            yield
-        self._pool = None
+            try:
+                yield
+            finally:
+                self._pool = None
 
     def step(self, objective: Callable[..., torch.Tensor], step: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of one step, in a block of `at_once`; the gradients are left in the parameters, also where the loss
         is not finite. Raises TypeError where parts are asked for and the objective is no DrawnLoss.
         """
         if self.count == 1:
-            if isinstance(objective, DrawnLoss):
+            if isinstance(objective, DrawnLoss):  # what draws by the network itself draws in the weights' precision
                 drawn = objective.draw(self.model, step, generator)
                 with self.context():
                     loss = objective.losses(self.model, *drawn).mean()

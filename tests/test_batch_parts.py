@@ -67,6 +67,20 @@ def test_a_training_in_parts_has_the_same_bytes_on_any_number_of_cores(tmp_path,
     assert first[0][-1] != first[0][0]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_draws_keep_the_precision_of_the_weights(count):
+    """The first stage fills its codebook from latents as it draws."""
+    seen = []
+
+    def see(name, function):
+        return lambda *given: seen.append((name, torch.is_autocast_enabled("cpu"))) or function(*given)
+
+    parts = Parts(count, model(), lambda: torch.autocast("cpu", torch.bfloat16))
+    with parts.at_once():
+        parts.step(DrawnLoss(see("draw", draw), see("losses", losses)), 0, torch.Generator().manual_seed(1))
+    assert seen == [("draw", False)] + count * [("losses", True)]
+
+
 def test_parts_run_at_once_with_one_thread_each(monkeypatch):
     """Each waits for the other: one after the other, this would not end in time."""
     met, seen = threading.Barrier(2, timeout=30), []
