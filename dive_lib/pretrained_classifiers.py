@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dive_lib import paths, torchvision_names, weight_files
+from dive_lib import torchvision_names, weight_files
 from dive_lib.expert import IMAGENET_MEAN, IMAGENET_STD
-from dive_lib.text_targets import need_files
 
 SIDE = 224  # pixels that every network reads
 RESIZED = 256  # pixels of the image of whose centre they are, where nothing else is said
@@ -49,8 +48,7 @@ def require(networks: Mapping[str, Mapping]) -> None:
     be asked before long work starts."""
     for own in networks.values():
         if own.get("kind") == "torchvision":
-            path = paths.ROOT / own["file"]
-            need_files(path.parent, (path.name,), SOURCE)
+            weight_files.need(own["file"], SOURCE)
 
 
 def from_torchvision(network: nn.Module, file: Path | str, *, resized: int = RESIZED,

@@ -13,15 +13,23 @@ from dive_lib.text_targets import need_files
 COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old files, and of matter to training alone
 
 
-def read(file: Path | str, source: str) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a file that torch.save or safetensors wrote, without batch normalisation's counters.
+def need(file: Path | str, source: str) -> Path:
+    """The path of a file that is absolute, or relative to the repository root.
 
-    file: absolute, or relative to the repository root; .safetensors, else torch's format, of which only tensors are
-    read. source: where it is downloaded. Raises FileNotFoundError for a missing file and ValueError for a damaged one,
-    or one of other content; both name the file and the source.
+    source: where it is downloaded. Raises FileNotFoundError, which names both, where it is not there.
     """
     path = paths.ROOT / file
     need_files(path.parent, (path.name,), source)
+    return path
+
+
+def read(file: Path | str, source: str) -> dict[str, torch.Tensor]:
+    """{name: tensor} of a file that torch.save or safetensors wrote, without batch normalisation's counters.
+
+    file, source: of `need`; .safetensors, else torch's format, of which only tensors are read. Raises FileNotFoundError
+    for a missing file and ValueError for a damaged one, or one of other content; both name the file and the source.
+    """
+    path = need(file, source)
     try:
         given = load_tensors(path)[0] if path.suffix == ".safetensors" else \
             torch.load(path, map_location="cpu", weights_only=True)
