@@ -47,14 +47,17 @@ def load(profile: str, path: Path | None = None) -> dict[str, dict[str, Any]]:
     sizes; `ParameterError` names the first difference, or the known profiles if `profile` is none of them.
     """
     every = load_all(path)
-    if profile not in every:
-        raise ParameterError(f"{shorten(path or PARAMS)}: no profile {profile!r}; choose one of {', '.join(every)}")
+    _need(profile, every, path)
     return every[profile]
 
 
 def load_all(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """All profiles: `{profile: {group: {name: value}}}`, checked as described at `load`."""
-    every = {key: value for key, value in _read(path).items() if key not in (*NAMED, LANES)}
+    return _profiles(_read(path), path)
+
+
+def _profiles(everything: dict[str, Any], path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
+    every = {key: value for key, value in everything.items() if key not in (*NAMED, LANES)}
     path = path or PARAMS
     first = next(iter(every), "")
     for profile, groups in every.items():
@@ -63,6 +66,11 @@ def load_all(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
                 raise ParameterError(f"{shorten(path)}: {profile}.{group} must be a mapping of names to values")
         _same_keys(every[first], groups, first, profile, shorten(path))
     return every
+
+
+def _need(profile: str, every: Mapping[str, Any], path: Path | None) -> None:
+    if profile not in every:
+        raise ParameterError(f"{shorten(path or PARAMS)}: no profile {profile!r}; choose one of {', '.join(every)}")
 
 
 def _read(path: Path | None) -> dict[str, Any]:
@@ -89,10 +97,12 @@ def named(kind: str, family: str, name: str, path: Path | None = None) -> dict[s
 
 def lanes(profile: str, path: Path | None = None) -> list[list[str]]:
     """Rounds of lanes of a profile, [["layout_ldm", "classifiers vermouth_data"]]; none for a profile without any."""
-    load(profile, path)
-    every, place = _read(path).get(LANES) or {}, f"{shorten(path or PARAMS)}: {LANES}"
-    if not isinstance(every, dict) or not every.keys() <= load_all(path).keys():
-        raise ParameterError(f"{place} must name profiles, of which there are {', '.join(load_all(path))}")
+    everything = _read(path)
+    profiles, every = _profiles(everything, path), everything.get(LANES) or {}
+    place = f"{shorten(path or PARAMS)}: {LANES}"
+    _need(profile, profiles, path)
+    if not isinstance(every, dict) or not every.keys() <= profiles.keys():
+        raise ParameterError(f"{place} must name profiles, of which there are {', '.join(profiles)}")
     rounds = every.get(profile) or []
     well = isinstance(rounds, list) and all(isinstance(lanes, list) and lanes for lanes in rounds) and \
         all(isinstance(lane, str) and lane.split() for lanes in rounds for lane in lanes)
