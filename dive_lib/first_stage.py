@@ -121,7 +121,7 @@ def adopt_compvis(model: FirstStage, path: str) -> list[float]:
 
     path: absolute, or relative to the repository root.
     """
-    config = compvis.VQ_F8
+    config = compvis.vq_first_stage_config(**compvis.VQ_F8)
     state = compvis.convert_vq_first_stage(compvis.load_compvis_state(paths.ROOT / path, "first_stage"), config)
     model.vq.load_state_dict(state)
     model.to(device()).eval()

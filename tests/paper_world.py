@@ -5,16 +5,22 @@ Images are as small as the networks allow; those of segmentation are twice as la
 
 import numpy as np
 import torch
+from diffusers import DiTTransformer2DModel, VQModel
 from PIL import Image
 
-from dive_lib import class_data, dataset, detections, few_shot_data, paths, segmentation_data, sketch_data
+from dive_lib import (class_data, class_ldm, classifiers, compvis, dataset, detections, few_shot_data, paths,
+                      segmentation_data, sketch_data)
 from dive_lib.checkpoint import save_model
+from dive_lib.class_ldm import ClassLDM
 from dive_lib.dit import DiT
 from dive_lib.files import write_json, write_text
 from dive_lib.first_stage import FirstStage
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.parameters import load, named
-from tests import stand_ins
+from tests import stand_ins, torchvision_stand_ins
+from tests.test_compvis import fake_checkpoint
+from tests.test_inception import published as inception_weights
+from tests.test_pretrained_classifiers import published_names
 
 SIDE = 64  # of all images but those of segmentation
 FEW_SHOT = ("Pets", "Aircraft", "ImageNet")  # one for each kind of list
@@ -24,6 +30,31 @@ CLASSES, SYNSETS = ("tabby cat", "sea lion", "wok"), ("n01", "n02", "n03")
 TRANSFORMER = {"sample_size": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2, "num_attention_heads": 2,
                "attention_head_dim": 8}
 SLOTS = 4
+VQ_F8 = {"ddconfig": {"z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+                      "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1, "attn_resolutions": [8]},
+         "embed_dim": 4, "n_embed": 16}
+VQ_F4 = {"ddconfig": {"z_channels": 3, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1],
+                      "num_res_blocks": 1, "attn_resolutions": []}, "embed_dim": 3, "n_embed": 19}
+VQ_CONVOLUTIONS = ("q", "k", "v", "proj_out")
+SIZES = {  # of the named settings, by family; AlexNet has one size, so a residual network stands in its place
+    "first_stage": {"block_out_channels": [32, 32, 32, 64], "layers_per_block": 1, "num_vq_embeddings": 16},
+    "layout_ldm": {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "sample_size": 8,
+                   "block_out_channels": [32, 32, 64], "layers_per_block": 1, "attention_head_dim": [1, 2, 4],
+                   "transformer_layers_per_block": 1},
+    "layout_prior": {"width": 16, "layers": 1, "heads": 2, "head_width": 8},
+    "dit": {}, "class_models": {"sample_size": 16, "block_out_channels": [32, 32, 32, 64], "layers_per_block": 1,
+                                "width": 12},
+    "classifiers": {"widths": [4, 8], "groups": 2, "inner": 2},
+    "straight_through": {"batch": 2, "t_interval": 100, "monitor_pairs": 2, "monitor_every": 2},
+    "local": {"rounds": 1, "proposals": 4, "proposal_pairs": 1, "refine_pairs": 2, "class_pairs": 2,
+              "monitor_pairs": 2},
+    "methods": {"t_interval": 100, "steps": 10, "batch": 2, "monitor_every": 5, "monitor_pairs": 2, "images": 4,
+                "rank_pairs": 2, "size": 2, "keep": [2, 1], "pairs": [2, 10], "patience": 4}}
+CLASSIFIERS = {"resnet_bottleneck": {"blocks": [1, 2]}, "resnext": {"blocks": [1, 2]},
+               "synthetic_data": {"blocks": [1, 2]}, "diffusion_feature": {"widths": [8, 8]},
+               "vit_large": {"patch": 56, "width": 16, "layers": 2, "heads": 2},
+               "vit": {"patch": 56, "width": 16, "layers": 1, "heads": 2},
+               "swin": {"patch": 8, "width": 8, "depths": [2, 3], "heads": [1, 2]}}
 
 
 def picture(path, seed: int, size=(20, 14)):
@@ -160,3 +191,65 @@ def earlier_stages(profile: str, root):
                         encoder=str(stand_ins.autoencoder(root / "checkpoints" / "sd-vae-ft-ema")))
     dit = DiT(SYNSETS, TRANSFORMER, std=0.5)
     save_model(runs / "dit", dit, dit.config)
+
+
+def published_models(root):
+    """The files that the notebooks 02, 10, 12 and 13 read, of the networks that `small` describes."""
+    config = compvis.vq_first_stage_config(**VQ_F8)
+    stage = fake_checkpoint(VQModel(**config), compvis.vq_first_stage_table(config), convolutions=VQ_CONVOLUTIONS)
+    torch.save({"state_dict": detached(stage)}, root / "vq-f8.ckpt")
+    stand_ins.autoencoder(root / "sd-vae-ft-ema")
+    dit = DiTTransformer2DModel(**TRANSFORMER, num_embeds_ada_norm=len(SYNSETS))
+    for block in dit.transformer_blocks:  # a trained one has the same embedders in all
+        block.norm1.emb.load_state_dict(dit.transformer_blocks[0].norm1.emb.state_dict())
+    dit.save_pretrained(root / "DiT-XL-2-256" / "transformer")
+    (root / "ldm-4").mkdir()
+    torch.save({"state_dict": detached(ldm_4())}, root / "ldm-4" / "model.ckpt")
+    for own in small(root, "architectures", "classifiers", "paper").values():
+        if "file" in own:
+            torch.save(torchvision_state(dict(own["network"])), own["file"])
+    torch.save(inception_weights(), root / "pt_inception-2015-12-05-6726825d.pth")
+    return root
+
+
+def ldm_4() -> dict:
+    """CompVis's checkpoint of the class-conditional model, with its first stage."""
+    model = ClassLDM(len(SYNSETS), **small(None, "architectures", "class_models", "LDM-4"))
+    config = compvis.vq_first_stage_config(**VQ_F4)
+    unet = class_ldm._arguments(model.config["unet"], model.vocabulary.width)
+    return fake_checkpoint(model.unet, compvis.layout_unet_table(unet), "model.diffusion_model.") | fake_checkpoint(
+        VQModel(**config), compvis.vq_first_stage_table(config), "first_stage_model.", VQ_CONVOLUTIONS) | {
+            "cond_stage_model.embedding.weight": model.vocabulary.class_table}
+
+
+def detached(state: dict) -> dict:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def torchvision_state(network: dict) -> dict:
+    kind = network["kind"]
+    theirs = {"vit_class_token": torchvision_stand_ins.Vit, "swin": torchvision_stand_ins.Swin}
+    if kind in theirs:
+        own = {key: value for key, value in network.items() if key != "kind"}
+        return detached(theirs[kind](len(SYNSETS), **own).state_dict())
+    return published_names(classifiers.make(network, channels=3, classes=len(SYNSETS), image_size=SIDE))
+
+
+def small(root, kind: str, family: str, name: str) -> dict:
+    """`parameters.named` with networks and searches of a few channels, layers, steps and pairs; what the profile says
+    beside sizes stays. root: of the published classifiers' files."""
+    own = named(kind, family, name)
+    if family != "classifiers":
+        return resized(own, SIZES[family])
+    own = {row: resized(settings, SIZES["classifiers"] | CLASSIFIERS.get(row, {})) for row, settings in own.items()}
+    own["convnet"]["network"] = {"kind": "resnet", "widths": [4, 8], "blocks": 1, "stem": "imagenet"}
+    return {row: settings | ({"file": str(root / settings["file"].rpartition("/")[2])} if "file" in settings else {})
+            for row, settings in own.items()}
+
+
+def resized(settings, sizes: dict):
+    """Settings with `sizes` in the place of numbers and lists of the same names, at any depth; zeros stay."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: sizes[key] if key in sizes and value and not isinstance(value, dict) else resized(value, sizes)
+            for key, value in settings.items()}

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from diffusers import VQModel
 
-from dive_lib import layout_ldm, layout_prior
+from dive_lib import compvis, layout_ldm, layout_prior
 from dive_lib.checkpoint import load_tensors, save_model, save_tensors
 from dive_lib.first_stage import FirstStage, device, reconstruction_loss
 from dive_lib.layout_prior import DecoupledPrior, LayoutPrior
@@ -39,6 +40,15 @@ def test_ldm8_has_the_papers_363_million_parameters():
 
 def test_ldm8_s_has_about_65_million_parameters():
     assert millions(build("LDM-8-S")) == pytest.approx(65, abs=0.7)
+
+
+def test_the_first_stage_of_the_profile_paper_takes_the_public_weights():
+    """`first_stage.adopt_compvis` fills this architecture with weights that are converted for CompVis's settings."""
+    with torch.device("meta"):
+        model = FirstStage(**named("architectures", "first_stage", load("paper")["first_stage"]["architecture"]))
+        public = VQModel(**compvis.vq_first_stage_config(**compvis.VQ_F8))
+    shapes, expected = ({name: tuple(t.shape) for name, t in vq.state_dict().items()} for vq in (model.vq, public))
+    assert shapes == expected and model.factor == 8
 
 
 def test_prior_has_the_papers_58_million_parameters():
