@@ -4,6 +4,9 @@ Networks of the kinds of Table IV at any size: plain convolutional networks, res
 and grouped bottleneck blocks (ResNet-18 and -50, ResNeXt), vision transformers, and Swin. The same ones read
 generated images, and a head of residual blocks reads the features of a frozen DiT. Published weights are those of
 `pretrained_classifiers`.
+
+Why not torchvision's networks: its wheels are compiled against the default (CUDA) build of PyTorch and do not load
+beside the processor's, and most of its networks are laid out for 224 pixels, where the smallest images here have 16.
 """
 
 from collections.abc import Callable, Mapping, Sequence
