@@ -58,9 +58,11 @@ def combinations(classes: Sequence[str], unseen: Sequence[str], values: Sequence
     """Names of two words as a grid of first by second word, a panel for each of `values` (K,); unseen ones are framed.
 
     Names that have another number of words are left out; a value may be NaN (grey). top: upper end of the scale, by
-    default each panel's largest.
+    default each panel's largest. Names that are mostly no such pairs, as those of the public sets, are bars instead.
     """
     pairs = {name: name.split() for name in classes if len(name.split()) == 2}
+    if 2 * len(pairs) < len(classes):
+        return _largest(classes, unseen, values, titles, label)
     columns = list(dict.fromkeys(first for first, _ in pairs.values()))
     lines = list(dict.fromkeys(second for _, second in pairs.values()))
     figure, axes = plt.subplots(1, len(values), figsize=(WIDTH, 0.27 * len(lines) + 1.7), squeeze=False, sharey=True)
@@ -82,6 +84,22 @@ def combinations(classes: Sequence[str], unseen: Sequence[str], values: Sequence
             corner = columns.index(first) - 0.45, lines.index(second) - 0.45
             axis.add_patch(plt.Rectangle(corner, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.4))
         figure.colorbar(image, ax=axis, pad=0.02, label=label).outline.set_visible(False)
+    return figure
+
+
+def _largest(classes: Sequence[str], unseen: Sequence[str], values: Sequence[Sequence[float]], titles: Sequence[str],
+             label: str, count: int = 30) -> Figure:
+    """Bars of the `count` largest of each of `values` (K,), without NaN; those of unseen names are framed."""
+    figure, axes = plt.subplots(1, len(values), figsize=(WIDTH, 0.2 * min(count, len(classes)) + 1.2), squeeze=False)
+    for axis, panel, title in zip(axes[0], values, titles):
+        known = [(float(value), name) for value, name in zip(panel, classes) if not np.isnan(float(value))]
+        top = sorted(known, key=lambda row: -row[0])[:count]
+        axis.barh(range(len(top)), [value for value, _ in top], height=0.66, color=BLUE,
+                  edgecolor=[INK if name in unseen else BLUE for _, name in top])
+        axis.set_yticks(range(len(top)), [name for _, name in top], fontsize=7.5)
+        axis.invert_yaxis()
+        axis.set(title=f"{title}, the {len(top)} largest of {len(known)}", xlabel=label)
+        axis.grid(axis="y", visible=False)
     return figure
 
 

@@ -25,7 +25,7 @@ from tests.test_pretrained_classifiers import published_names
 SIDE = 64  # of all images but those of segmentation
 FEW_SHOT = ("Pets", "Aircraft", "ImageNet")  # one for each kind of list
 SKETCHES = ("Sketchy", "QuickDraw")
-SEGMENTATION = {"COCO-Stuff": ("train", 8, 0), "ADE-150": ("val", 8, 1), "PC-459": ("val", 2, 1)}  # split, images, first
+SEGMENTATION = {"COCO-Stuff": ("train", 8, 0), "ADE-150": ("val", 8, 1), "PC-459": ("val", 2, 1)}  # images, first value
 CLASSES, SYNSETS = ("tabby cat", "sea lion", "wok"), ("n01", "n02", "n03")
 TRANSFORMER = {"sample_size": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2, "num_attention_heads": 2,
                "attention_head_dim": 8}
@@ -109,7 +109,7 @@ def segmentation(root):
     """The sets of SEGMENTATION, with the published numbers of names; 459 and 847 need label maps of 16 bit."""
     for name, (split, count, first) in SEGMENTATION.items():
         folder, classes, _ = segmentation_data.SETS[name]
-        names = ["traffic light", "sky", *(f"thing {k}" for k in range(2, classes))]
+        names = ["traffic light", "sky", *(f"thing-{k}" for k in range(2, classes))]
         write_json(root / folder / "classes.json", {"names": names, "first": first})
         for part in dict.fromkeys((split, "val")):
             for k in range(count):
@@ -166,18 +166,13 @@ def earlier_stages(profile: str, root):
     layouts = dataset.describe(profile, coco(root / "coco"), dict(zip(dataset.SPLITS, data["splits"])),
                                image_size=SIDE, bins=data["bins"], slots=SLOTS, strict=data["strict"], evaluation=4,
                                ablation=2, tuning=2, seed=data["seed"])
-    runs, architecture = paths.runs(profile), named("architectures", "layout_ldm", settings["layout_ldm"]["architecture"])
+    runs = paths.runs(profile)
+    first, ldm = (small(None, "architectures", name, settings[name]["architecture"])
+                  for name in ("first_stage", "layout_ldm"))
     torch.manual_seed(0)
-    first = named("architectures", "first_stage", settings["first_stage"]["architecture"])
-    stage = FirstStage(first["model"] | {"block_out_channels": [8] * 4, "num_vq_embeddings": 16,
-                                                             "norm_num_groups": 4, "layers_per_block": 1}, first["unshuffle"])
+    stage = FirstStage(**first)
     save_model(runs / "first_stage", stage, stage.config)
-    model = LayoutLDM(layouts.grid, architecture["vocabulary"] | {"width": 16},
-                      architecture["encoder"] | {"layers": 1, "heads": 2, "head_width": 8},
-                      architecture["unet"] | {"sample_size": 8, "block_out_channels": [8, 16, 24], "norm_num_groups": 4,
-                                              "layers_per_block": 1, "attention_head_dim": [1, 2, 4],
-                                              "transformer_layers_per_block": 1},
-                      architecture["schedule"], position_attention=architecture["position_attention"])
+    model = LayoutLDM(layouts.grid, **ldm)
     save_model(runs / "layout_ldm", model, model.config)
     spec = detections.make_spec(data=str(layouts.root), split=data["splits"][2], train_split=data["splits"][0],
                                 image_ids=layouts.subsets["evaluation"], first_stage=str(runs / "first_stage"),

@@ -44,7 +44,8 @@ def clip_text(folder, *, projection: bool = True, seed: int = 0):
 def autoencoder(folder):
     """Eight times as coarse as the images, as Stable Diffusion's."""
     AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-                  up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4).save_pretrained(folder)
+                  up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4,
+                  norm_num_groups=4).save_pretrained(folder)
     return folder
 
 

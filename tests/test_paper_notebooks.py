@@ -5,7 +5,7 @@ Only paths, sizes, steps, counts and lists of data sets differ from `params.yaml
 
 import pytest
 
-from dive_lib import paths, run
+from dive_lib import backbones, parameters, paths, run, task_bench
 from dive_lib.files import read_json
 from tests import paper_world
 
@@ -97,3 +97,21 @@ def test_18_names_pixels(world, described):
         "head.width": 8, "head.steps": 2, "head.batch_size": 4, "handicap": {"values": [0.0, 0.1], "held_out": 20}})
     assert {"ADE-150/val", "PC-459/val"} < set(metrics)
     assert "with expert dinov2" in metrics["ablations"] and "with expert resnet18" not in metrics["ablations"]
+
+
+def test_every_missing_checkpoint_is_named_at_once(tmp_path, monkeypatch):
+    """By 15 to 18 in their first cells, before anything is read."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    settings = parameters.load(PROFILE)
+    with pytest.raises(FileNotFoundError) as caught:
+        backbones.require([*settings["features"]["backbones"], "blip"], settings["features"]["folders"])
+    named = {"stable-diffusion-v1-5", "resnet-18", "dinov2-base", "blip-image-captioning-base"}
+    assert {line.rpartition("into checkpoints/")[2] for line in str(caught.value).splitlines()[1:]} == named
+    for task in ("few_shot", "sketch_retrieval", "segmentation"):
+        own = settings[task]
+        with pytest.raises(FileNotFoundError) as caught:
+            task_bench.Bench(PROFILE, own["model"], backbones=[*own["grid"]["backbones"], *own["experts"]])
+        lines = str(caught.value).splitlines()[1:]
+        assert {line.rpartition("into checkpoints/")[2] for line in lines} == {
+            *named, "dino-vitb16", "clip-vit-large-patch14"}
+        assert all("huggingface.co/" in line for line in lines)

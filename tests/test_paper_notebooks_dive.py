@@ -25,6 +25,7 @@ def world(tmp_path_factory):
         patch.setattr(compvis, "VQ_F8", paper_world.VQ_F8)
         patch.setattr(image_encoder, "VQ_F4", paper_world.VQ_F4)
         patch.setattr(torch, "compile", lambda forward, **options: forward)
+        patch.setattr("dive_lib.side_by_side.cores", lambda: 1)
         (root / "checkpoints").mkdir()
         paper_world.coco(root / "coco")
         paper_world.imagenet(root / "imagenet")
@@ -39,54 +40,76 @@ def isolated_folders(world):
 
 
 @pytest.fixture(autouse=True)
-def four_cores(monkeypatch):
-    """In the place of every other test's: one, so that all runs in this process."""
-    monkeypatch.setattr("dive_lib.side_by_side.cores", lambda: 1)
+def four_cores(world):
+    """In the place of every other test's: all runs in this process."""
 
 
 def cells(notebook: str, **changes) -> dict:
-    """The metrics of a notebook whose cells run here, with the profile's parameters but for `changes`."""
+    """The metrics of a notebook after `run`."""
+    run(notebook, **changes)
+    return read_json(paths.metrics(PROFILE, notebook[3:]))
+
+
+def run(notebook: str, **changes) -> None:
+    """Runs a notebook's cells here, with the profile's parameters but for `changes`."""
     path = paths.notebooks() / f"{notebook}.ipynb"
     names = {"display": lambda shown: None} | parameters.resolve(
         path, PROFILE, {name: str(value) for name, value in changes.items()})
     for number, cell in enumerate(read_json(path)["cells"]):
         if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
             exec(compile("".join(cell["source"]), f"{notebook}, cell {number}", "exec"), names)
-    return read_json(paths.metrics(PROFILE, notebook[3:]))
 
 
-def test_01_to_08_detection(world):
-    execution = {"execution.chunk": 4}
-    training = {"steps": 2, "batch_size": 2, "optimiser.bf16": "true"}
-    assert cells("01_data", root=world / "coco", image_size=SIDE, slots=4,
-                 subsets={"evaluation": 3, "ablation": 2, "tuning": 2})["classes"] == 80
-    assert cells("02_first_stage", checkpoint=world / "checkpoints" / "vq-f8.ckpt")["codes"] == 16
-    assert cells("03_layout_ldm", **training, **{"optimiser.early": 1})["steps"] == 2
-    assert cells("04_layout_prior", **training, decoupled_steps=2)["steps"] == 2
-    assert set(cells("05_detection", steps=4, batch=2, **execution)) == {"dive", "dive_best_search"}
-    assert "decoupled_prior" in cells("06_ablation", examples=2, resamples=10)
-    assert set(cells("07_steps", rows=[2, 4])) == {"2", "4"}
-    assert "start_at_truth" in cells("08_diagnosis", pairs=4, start_at_truth=2)
+@pytest.fixture(scope="module")
+def detected(world) -> dict:
+    """Metrics of 01 to 08."""
+    training = {"steps": 2, "batch_size": 2}
+    return {
+        "data": cells("01_data", root=world / "coco", image_size=SIDE, slots=4,
+                      subsets={"evaluation": 3, "ablation": 2, "tuning": 2}),
+        "first_stage": cells("02_first_stage", checkpoint=world / "checkpoints" / "vq-f8.ckpt"),
+        "layout_ldm": cells("03_layout_ldm", **training, **{"optimiser.early": 1}),
+        "layout_prior": cells("04_layout_prior", **training, decoupled_steps=2),
+        "detection": cells("05_detection", steps=4, batch=2, **{"execution.chunk": 4}),
+        "ablation": cells("06_ablation", examples=2, resamples=10),
+        "steps": cells("07_steps", rows=[2, 4]),
+        "diagnosis": cells("08_diagnosis", pairs=4, start_at_truth=2)}
 
 
-def test_09_to_12_classification(world):
+@pytest.fixture(scope="module")
+def classified(world) -> dict:
+    """Metrics of 09 to 12."""
     checkpoints = world / "checkpoints"
-    assert cells("09_class_data", root=world / "imagenet", image_size=SIDE,
-                 encoder=checkpoints / "sd-vae-ft-ema")["latent_shape"] == [4, 8, 8]
-    assert cells("10_dit", checkpoint=checkpoints / "DiT-XL-2-256" / "transformer")["steps"] == 0
-    metrics = cells("11_classification", images={"test": 6, "fewer": 4, "tuning": 3, "noises": 2, "per_count": 2},
-                    class_counts=[2, 5], **{"execution.chunk": 32})
-    assert metrics["dive_exact"]["accuracy"] == metrics["dive_published"]["accuracy"]
-    metrics = cells("12_classifiers", synthetic={"per_class": 2, "steps": 2}, feature={"t": 50, "block": 1},
-                    **{"training.steps": 2, "training.batch_size": 4})
-    assert len(metrics) == 9
+    return {
+        "class_data": cells("09_class_data", root=world / "imagenet", image_size=SIDE,
+                            encoder=checkpoints / "sd-vae-ft-ema"),
+        "dit": cells("10_dit", checkpoint=checkpoints / "DiT-XL-2-256" / "transformer"),
+        "classification": cells("11_classification", class_counts=[2, 5], **{
+            "images": {"test": 6, "fewer": 4, "tuning": 3, "noises": 2, "per_count": 2}, "execution.chunk": 32}),
+        "classifiers": cells("12_classifiers", synthetic={"per_class": 2, "steps": 2}, feature={"t": 50, "block": 1},
+                             **{"training.steps": 2, "training.batch_size": 4})}
 
 
-def test_13_compares_models(world):
-    """After the other two tests."""
+def test_01_to_08_detection(detected):
+    assert detected["data"]["classes"] == 80 and detected["first_stage"]["codes"] == 16
+    assert detected["layout_ldm"]["steps"] == detected["layout_prior"]["steps"] == 2
+    assert set(detected["detection"]) == {"dive", "dive_best_search"} and "decoupled_prior" in detected["ablation"]
+    assert set(detected["steps"]) == {"2", "4"} and "start_at_truth" in detected["diagnosis"]
+
+
+def test_09_to_12_classification(classified):
+    assert classified["class_data"]["latent_shape"] == [4, 8, 8] and classified["dit"]["steps"] == 0
+    rows = classified["classification"]
+    assert rows["dive_exact"]["accuracy"] == rows["dive_published"]["accuracy"] and len(classified["classifiers"]) == 9
+
+
+def test_13_and_19_compare_models_and_report(world, detected, classified):
     checkpoint = world / "checkpoints" / "ldm-4" / "model.ckpt"
     metrics = cells("13_model_evaluation", images=2, layouts={"samples": 5, "sampling_steps": 2, "images": 2}, **{
         "second_model.checkpoint": checkpoint, "second_model.encoder": checkpoint, "samples.per_class": 2,
         "samples.steps": 2,
         "samples.inception_weights": world / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"})
     assert set(metrics["models"]) == {"DiT", "LDM-4"} and metrics["features"].startswith("Inception")
+    run("19_report", examples=2)
+    assert {"detection", "classification", "model_evaluation"} < set(
+        read_json(paths.reports(PROFILE) / "metrics.json"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import probe_figures, probe_grid, probes
+from dive_lib import probe_figures, probe_grid, probes, task_figures
 from dive_lib.comparison_backbones import PixelFeatures
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import Labelled, ProbeData
@@ -141,6 +141,15 @@ def test_the_background_is_no_part_of_a_mean(tmp_path):
 def test_paired_difference():
     one, two = {"correct": np.array([1, 1, 0, 0])}, {"correct": np.array([1, 0, 0, 0])}
     assert probe_grid.paired(one, two)["difference"] == 25 and probe_grid.paired(one, one)["difference_ci95"] == [0, 0]
+
+
+def test_names_that_are_no_combinations_are_bars():
+    values = [float("nan"), *range(1, 40)]
+    names = ["traffic light", *(f"thing{k}" for k in range(1, 40))]
+    (axis,) = task_figures.combinations(names, ["thing39"], [values], ["IoU"]).axes
+    assert [label.get_text() for label in axis.get_yticklabels()][:2] == ["thing39", "thing38"]
+    assert axis.get_title(loc="left") == "IoU, the 30 largest of 39" and len(axis.patches) == 30
+    assert len(task_figures.combinations(["red one", "one"], [], [[1.0, 2.0]], ["IoU"]).axes) == 2, "a grid and its bar"
 
 
 def test_figures_are_drawn():

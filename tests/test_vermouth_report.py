@@ -50,6 +50,13 @@ def test_a_handicap_has_a_row_where_it_changes_something(handicap, shown):
     assert sum("handicapped" in line for line in lines) == shown
 
 
+def test_names_of_public_sets_are_one_group():
+    row = {"mIoU_all": 19.04, "mIoU_all_ci95": [18.0, 20.0], "n_images": 2000}
+    part = {"chosen": {"backbone": "stable_diffusion"}, "ADE-150/val": row}
+    (line,) = vermouth_report.table({"vermouth": vermouth_report.section({"segmentation": part})}).splitlines()[2:]
+    assert "segmentation, all names, mIoU | **19.0** [18.0, 20.0] |  | 2,000 | 19.0 (ADE-150) |" in line
+
+
 def test_section_holds_the_headline_numbers_and_leaves_the_papers_out():
     section = vermouth_report.section(parts())
     assert set(section) == {*vermouth_report.STAGES[1:], "probe_best", "probe_control", "probe_backbones", "ablations"}
