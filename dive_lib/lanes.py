@@ -1,4 +1,5 @@
 """Stages that do not need each other, side by side: the first step of `make repro`, before `dvc repro` does the rest.
+What a profile expects to be downloaded and is not there is told before any of them starts.
 
     python -m dive_lib.lanes mini
 
@@ -124,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile = parser.parse_args(arguments).profile
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds, which ends the lanes
     try:
+        if missing := parameters.missing_downloads(profile):
+            print(f"error: missing {', '.join(missing)}; README.md says where to get them (At the papers' sizes). One "
+                  "part of the pipeline, such as `make detect`, needs only its own", file=sys.stderr)
+            return 1
         if rounds := parameters.lanes(profile):
             reproduce(profile, rounds, provenance.machine())
     except (parameters.ParameterError, LaneFailed) as error:

@@ -19,7 +19,7 @@ parameter stops the run before a kernel starts.  The types are those of the note
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from dive_lib.paths import ROOT, shorten
 PARAMS = ROOT / "params.yaml"
 NAMED = ("architectures", "searches", "class_searches")
 """Top-level keys of `params.yaml` that are no profile: settings with names, which the profiles refer to."""
+DOWNLOADS = ("downloads/", "checkpoints/")
+"""Folders of what no stage makes."""
 LANES = "lanes"
 """The other one: stages that `make repro` runs side by side (`dive_lib.lanes`)."""
 
@@ -111,6 +113,27 @@ def lanes(profile: str, path: Path | None = None) -> list[list[str]]:
         raise ParameterError(f"{place}.{profile} must be a list of rounds, each a list of lanes, each the names of "
                              "stages with spaces between them; and no stage twice")
     return rounds
+
+
+def missing_downloads(profile: str, path: Path | None = None) -> list[str]:
+    """What a profile reads in `downloads/` and `checkpoints/` and is not there, relative to the repository root.
+
+    Of the profile's groups and of the classifiers that it names: the other named settings have no files.
+    """
+    groups = load(profile, path)
+    networks = groups.get("classifiers", {}).get("networks")
+    asked = [groups, named("architectures", "classifiers", networks, path) if networks else {}]
+    return [text for text in dict.fromkeys(_texts(asked))
+            if text.startswith(DOWNLOADS) and not (ROOT / text).exists()]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested dicts and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _same_keys(one: Any, other: Any, one_at: str, other_at: str, path: str) -> None:

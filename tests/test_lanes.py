@@ -92,6 +92,18 @@ def test_lanes_of_a_profile(tmp_path):
         parameters.lanes("medium", lanes_file(tmp_path, WELL))
 
 
+def test_missing_downloads_are_told_before_any_stage_starts(capsys, monkeypatch, tmp_path):
+    assert not parameters.missing_downloads("mini") and not parameters.missing_downloads("smoke")
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vq-f8.ckpt").touch()
+    assert lanes.main(["paper"]) == 1
+    told = capsys.readouterr().err
+    for name in ("downloads/coco", "checkpoints/swin_b-68c6b09e.pth", "checkpoints/dino-vitb16", "README.md"):
+        assert name in told
+    assert "vq-f8" not in told
+
+
 def lanes_file(folder, text):
     (folder / "params.yaml").write_text(f"lanes:\n{text}\nsmall:\n  data: {{n: 1}}\nlarge:\n  data: {{n: 1}}\n")
     return folder / "params.yaml"
