@@ -91,12 +91,12 @@ def execute(notebook: Path, values: Mapping[str, Any], stage: str) -> NotebookNo
     work = Path(tempfile.mkdtemp(prefix=f"{notebook.stem}-", dir=_made(paths.scratch() / "executing")))
     live = work / "progress.txt"
     try:
-        with _environment(live, stage), _tail(live):
+        with _environment(live, stage), _tail(live), _kernel_config() as config:
             executed = papermill.execute_notebook(
                 notebook, work / notebook.name, dict(values), kernel_name=KERNEL, language="python",
                 cwd=notebook.parent, progress_bar=False, log_output=False, record_timing=False,
                 request_save_on_cell_execute=False, autosave_cell_every=0,  # the copy is kept or thrown away as a whole
-                shutdown_kernel="immediate", config=_kernel_config())
+                shutdown_kernel="immediate", config=config)
     except papermill.PapermillExecutionError as error:
         kept = _made(paths.scratch() / "failed") / notebook.name
         shutil.move(work / notebook.name, kept)
@@ -210,14 +210,15 @@ def _environment(live: Path, stage: str) -> Iterator[None]:
             _put(name, value)
 
 
-def _kernel_config() -> Any:
-    """Talk to the kernel through socket files: kernels that start at the same time cannot race for a TCP port."""
-    from jupyter_core.paths import jupyter_runtime_dir
+@contextlib.contextmanager
+def _kernel_config() -> Iterator[Any]:
+    """Talk to the kernel through socket files, in a folder of its own: kernels that start at the same time cannot race
+    for a TCP port, nor for a file; by default all that start in one folder take the same names there."""
     from traitlets.config import Config
 
-    # The system limits such a file's path to about 100 characters, of which Jupyter uses 50.
-    files_work = os.name == "posix" and len(jupyter_runtime_dir()) <= 50
-    return Config(KernelManager={"transport": "ipc"} if files_work else {})
+    with tempfile.TemporaryDirectory(prefix="dive-") as folder:
+        files_work = os.name == "posix" and len(folder) <= 80  # the system limits such a file's path to about 100
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"} if files_work else {})
 
 
 def _put(name: str, value: str | None) -> None:

@@ -144,6 +144,15 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.05)
 
 
+def test_kernels_of_one_folder_can_start_at_once(tmp_path):
+    source = notebook(tmp_path, ['profile = "smoke"', "print(6 * 7)"])
+    script = (f"from pathlib import Path; from dive_lib import run\n"
+              f"print(run.execute(Path(r'{source}'), {{'profile': 'smoke'}}, 'an id').cells[-1].outputs[0].text)")
+    processes = [subprocess.Popen([sys.executable, "-c", script], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
+                 for _ in range(3)]
+    assert [process.communicate()[0].strip() for process in processes] == 3 * ["42"]
+
+
 def test_kernels_keep_the_memory_of_tensors(tmp_path, monkeypatch):
     """The same values as `make lab` has; the caller's environment comes back."""
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
