@@ -26,16 +26,16 @@ help:  ## Show this list
 
 repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mini (default) or paper (GPU node)
 	.venv/bin/python -m dive_lib.lanes $(PROFILE)
-	.venv/bin/dvc repro report@$(PROFILE)
+	.venv/bin/dvc --wait-for-lock repro report@$(PROFILE)
 
 detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
-	.venv/bin/dvc repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
+	.venv/bin/dvc --wait-for-lock repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
 
 classify: .venv/.ready data  ## The classification half alone: notebooks 09 to 12 (13 compares models of both halves)
-	.venv/bin/dvc repro classifiers@$(PROFILE)
+	.venv/bin/dvc --wait-for-lock repro classifiers@$(PROFILE)
 
 probe: .venv/.ready data  ## What the frozen models know, for three tasks: notebooks 14 to 18
-	.venv/bin/dvc repro features@$(PROFILE) few_shot@$(PROFILE) sketch_retrieval@$(PROFILE) segmentation@$(PROFILE)
+	.venv/bin/dvc --wait-for-lock repro features@$(PROFILE) few_shot@$(PROFILE) sketch_retrieval@$(PROFILE) segmentation@$(PROFILE)
 
 test: .venv/.ready data  ## Run the tests, then every notebook at smoke scale; writes nothing into runs/ or reports/
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; failed=0; \
@@ -53,7 +53,7 @@ clean:  ## Remove the environment, scratch and caches; runs/, reports/ and DVC's
 
 # The raw input comes from the store inside the repository, without a network.
 data: .venv/.ready
-	@test -d data || .venv/bin/dvc pull --quiet data.dvc
+	@test -d data || .venv/bin/dvc --wait-for-lock pull --quiet data.dvc
 
 .venv/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer not found; install it or run make PYTHON=/path/to/python"; exit 1; }

@@ -65,6 +65,8 @@ def fetch(address: str, path: Path) -> None:
                 while block := response.read(BLOCK):
                     file.write(block)
                     progress.update(len(block))
+        if part.stat().st_size < total:  # closed early, which is no error to the reader
+            raise OSError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
     except OSError as error:
         if have and getattr(error, "code", None) == 416:  # nothing follows: an earlier call had fetched it all
             os.replace(part, path)

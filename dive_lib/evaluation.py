@@ -13,7 +13,6 @@ stands for "no such object".
 import contextlib
 import io
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -128,14 +127,6 @@ def _checked(detections: Detections, content: Mapping) -> Detections:
             raise ValueError(f"{where}: bbox {list(box)} and score {detection['score']} must be finite, "
                              "with width and height >= 0")
     return detections
-
-
-def _by_image(entries: Iterable[Mapping], image_ids: Iterable[int]) -> dict[int, list[Mapping]]:
-    wanted, found = set(image_ids), defaultdict(list)
-    for entry in entries:
-        if entry["image_id"] in wanted:
-            found[entry["image_id"]].append(entry)
-    return found
 
 
 def _matched(ground_truth: GroundTruth, detections: Detections, image_ids: Iterable[int],

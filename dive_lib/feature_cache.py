@@ -82,7 +82,8 @@ class FeatureCache:
             return {stage: torch.cat([reduced(m[stage], side).cpu() for m in maps]) for stage in stages}
 
         parts = in_pieces(computed, cut(len(images), BATCHES * self.batch), label)
-        return {stage: torch.cat([part[stage] for part in parts]) for stage in stages}
+        # Laid out as they come from a file: what reads maps with another order of axes sums them in another order.
+        return {stage: torch.cat([part[stage] for part in parts]).contiguous() for stage in stages}
 
 
 def reduced(features: torch.Tensor, side: int | None) -> torch.Tensor:

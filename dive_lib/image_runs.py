@@ -40,7 +40,9 @@ def prepare(directory: Path | str, spec: dict) -> Path:
     described = directory / "spec.json"
     if described.exists() and read_json(described) != spec:
         for result in directory.glob("*.json"):
-            result.unlink(missing_ok=True)
+            if result != described:
+                result.unlink(missing_ok=True)
+        described.unlink()  # last: without it a result that a kill left would be taken for one of the new spec
     if not described.exists():
         write_json(described, spec)
     return directory

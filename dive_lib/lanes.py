@@ -72,6 +72,15 @@ def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
                 write_text(share, str(cores // max(1, len(running))))
 
 
+def ending() -> bool:
+    """Whether the lanes that this process belongs to are about to end before they are done."""
+    share = os.environ.get("DIVE_CORES", "")
+    try:
+        return os.path.isfile(share) and Path(share).read_text(encoding="utf-8").strip() == "0"
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
     """A signal to end that arrives in this block acts when the block is over."""
@@ -103,6 +112,10 @@ def _started(line: Sequence[str], share: Path) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
+        if process.poll() is None:  # its stage ends by itself (`ending`): a signal could reach DVC as it records one
+            write_text(share, "0")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_SECONDS)
         for number in (signal.SIGINT, signal.SIGKILL):  # DVC waits for its stage, which ends, and releases its locks
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 if process.poll() is None:

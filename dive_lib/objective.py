@@ -1,5 +1,7 @@
 """What DIVE minimises: the denoising losses of image and layout on (t, noise) pairs (equations 4 and 5).
 
+They stand for -log p(x | y) and -log p(y), so the minimum is at the most likely layout y of the image x (equation 2).
+
 A pair is an index into a fixed set of timesteps and noises that all images share. For one image and one layout the
 objective on pair k is
 

@@ -5,6 +5,7 @@ keep their bytes; the commit and the seconds go to `reports/<profile>/timings.js
 absolute paths.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -17,6 +18,8 @@ from dive_lib import parameters, paths
 
 SOURCES = ("dive_lib", "notebooks", "params.yaml", "requirements.lock", "data.dvc")
 """What decides the results; edits elsewhere do not make a commit dirty."""
+CPU_MAX = "/sys/fs/cgroup/cpu.max"
+"""Microseconds of processor time in each period of so many, on Linux."""
 
 
 def provenance(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +90,12 @@ def cores() -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's share in processor time; "max" is no limit
+        with open(CPU_MAX, encoding="utf-8") as handle:
+            quota, period = map(int, handle.read().split())
+        count = min(count, max(1, quota // period))
+    return count
 
 
 def processor_name() -> str:
@@ -101,5 +109,5 @@ def processor_name() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(("git", *arguments), cwd=paths.ROOT, check=True, text=True,
+    return subprocess.run(("git", "--no-optional-locks", *arguments), cwd=paths.ROOT, check=True, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.strip()

@@ -13,7 +13,7 @@ stream was cut into messages, paths of this machine): equal results mean equal b
 While the notebook runs, its progress line is shown here.  If a cell fails, the last lines of the traceback are
 printed, the notebook as far as it came is kept under `scratch/failed/`, and the exit status is 1; what an earlier run
 wrote to `reports/` stays.  Ctrl-C, SIGTERM, and even SIGKILL of this command end the kernel too.  What such a notebook
-had trained and computed stays in scratch for the next execution; one that ends well removes it (`stage_scratch`).
+had trained and computed stays in scratch for the next execution; of one that ends well it goes (`stage_scratch`).
 """
 
 import argparse
@@ -37,12 +37,12 @@ sys.modules.setdefault("rfc3987_syntax", None)
 import nbformat
 from nbformat import NotebookNode
 
-from dive_lib import parameters, paths, provenance, stage_scratch
+from dive_lib import lanes, parameters, paths, provenance, stage_scratch
 from dive_lib.files import merge_json, write_text
-from dive_lib.lanes import STARTER
 from dive_lib.progress import LiveLine
 
 KERNEL = "python3"
+PARENT = os.getppid()  # asked at once: a parent that dies while this loads must be missed
 TRACEBACK_LINES = 25
 
 
@@ -65,6 +65,7 @@ def run(notebook: str | Path, profile: str, overrides: Mapping[str, str] | Itera
     for needed in (folder, paths.runs(profile), paths.scratch()):
         needed.mkdir(parents=True, exist_ok=True)
     target = folder / notebook.name
+    stage_scratch.forget_recorded(paths.ROOT / "dvc.lock")
     stage = stage_scratch.new_id(target)
     machine, began = provenance.machine(), time.monotonic()  # its share of the cores may grow
     executed = execute(notebook, values, stage)
@@ -74,7 +75,10 @@ def run(notebook: str | Path, profile: str, overrides: Mapping[str, str] | Itera
     merge_json(folder / "timings.json", {"stages": {notebook.stem: round(seconds, 1)},
                                          "commits": {notebook.stem: provenance.commit()},
                                          "machines": {notebook.stem: machine}})
-    stage_scratch.forget(stage)
+    if "DVC_STAGE" in os.environ:
+        stage_scratch.ended(stage, target)
+    else:
+        stage_scratch.forget(stage)
     return target
 
 
@@ -96,7 +100,8 @@ def execute(notebook: Path, values: Mapping[str, Any], stage: str) -> NotebookNo
                 notebook, work / notebook.name, dict(values), kernel_name=KERNEL, language="python",
                 cwd=notebook.parent, progress_bar=False, log_output=False, record_timing=False,
                 request_save_on_cell_execute=False, autosave_cell_every=0,  # the copy is kept or thrown away as a whole
-                shutdown_kernel="immediate", config=config)
+                # on a slow disk, or with both cores taken, a kernel may start or answer late
+                start_timeout=600, iopub_timeout=120, shutdown_kernel="immediate", config=config)
     except papermill.PapermillExecutionError as error:
         kept = _made(paths.scratch() / "failed") / notebook.name
         shutil.move(work / notebook.name, kept)
@@ -232,8 +237,8 @@ def _put(name: str, value: str | None) -> None:
 def _tail(live: Path) -> Iterator[None]:
     """Show the line that the notebook's `Progress` leaves in `live`, once per second, until the block ends."""
     finished = threading.Event()
-    parent = os.getppid() if "DVC_STAGE" in os.environ else None
-    starter = int(os.environ.get(STARTER, 0))
+    parent = PARENT if "DVC_STAGE" in os.environ else None
+    starter = int(os.environ.get(lanes.STARTER, 0))
 
     def follow() -> None:
         shown, line = "", LiveLine()
@@ -246,8 +251,8 @@ def _tail(live: Path) -> Iterator[None]:
                     line.end(text.rstrip("\n")) if text.endswith("\n") else line.show(text)
             if last:
                 return
-            if parent is not None and os.getppid() != parent or starter and not _alive(starter):
-                # DVC, or what started several of it, was killed: go too, or a second one would train beside this one.
+            if parent is not None and os.getppid() != parent or starter and not _alive(starter) or lanes.ending():
+                # DVC, or what started several of it, was killed or ends: go too, or a second one would train beside it.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -261,13 +266,14 @@ def _tail(live: Path) -> Iterator[None]:
 
 
 def _alive(process: int) -> bool:
+    """A zombie, which nobody waited for, is dead."""
     try:
         os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
-    return True
+    except OSError:  # someone else's, or no /proc
+        return True
 
 
 def _made(folder: Path) -> Path:

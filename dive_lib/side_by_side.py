@@ -9,6 +9,7 @@ return is sent back: numbers, arrays, tensors, and what pickle takes of them.
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 import warnings
@@ -27,11 +28,12 @@ from dive_lib.provenance import cores
 
 def usable(workers: int, label: str) -> int:
     """`workers`, but no more than this process may use cores; 1 in a copy, and on a machine with a GPU: copies of a
-    process cannot use it, and one process fills it. Raises ValueError for less than 1.
+    process cannot use it, and one process fills it. 1 on macOS, whose libraries do not survive a fork. Raises
+    ValueError for less than 1.
     """
     if workers < 1:
         raise ValueError(f"{label}: at least one worker is needed, got {workers}")
-    alone = multiprocessing.current_process().daemon or torch.cuda.is_available()
+    alone = multiprocessing.current_process().daemon or torch.cuda.is_available() or sys.platform == "darwin"
     return 1 if alone else min(workers, cores())
 
 

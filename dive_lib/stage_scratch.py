@@ -3,7 +3,9 @@
 Trainings and runs over images gather there, because DVC empties a stage's outputs before it starts the stage again.
 What is finished must stay too, for a later cell may fail. `dive_lib.run` gives every execution of a notebook an id in
 the environment variable `DIVE_STAGE`; `keep` writes down what belongs to it, and `forget` removes that after the last
-cell and the reports. Without the variable (JupyterLab, tests, benchmarks) only `discard` removes anything.
+cell and the reports. DVC copies and records the outputs only then, and would empty them if it were stopped in this: so
+a stage of DVC is marked by `ended`, and the next one forgets it when it finds it recorded (`forget_recorded`). Without
+the variable (JupyterLab, tests, benchmarks) only `discard` removes anything.
 
 A record is `scratch/stages/<stage>/<hash of the path>.json` with the path, relative to the scratch folder, and the
 execution's id. Of stages that keep the same path, the last removes it. An execution writes its id over that of an
@@ -23,6 +25,7 @@ from dive_lib import paths
 from dive_lib.files import read_json, write_json
 
 VARIABLE = "DIVE_STAGE"
+ENDED = ".ended.json"
 
 
 def new_id(target: Path) -> str:
@@ -62,6 +65,25 @@ def forget(stage_id: str) -> None:
                 record.unlink()  # last: what a kill leaves is still written down
         with contextlib.suppress(OSError):  # it kept nothing, or another execution's record is left
             (registry / _stage(stage_id)).rmdir()
+
+
+def ended(stage_id: str, notebook: Path) -> None:
+    """Marks an execution that has ended well and written its executed notebook, but is not recorded yet."""
+    with _locked() as registry:
+        write_json(registry / _stage(stage_id) / ENDED, {"notebook": _relative(notebook), "id": stage_id})
+
+
+def forget_recorded(lock: Path) -> None:
+    """Forgets the marked executions whose notebook stands with these bytes in `lock`, the file in which DVC records."""
+    recorded = lock.read_text(encoding="utf-8") if lock.exists() else ""
+    for marker in sorted((paths.scratch() / "stages").glob(f"*/{ENDED}")):
+        entry = read_json(marker)
+        notebook = paths.scratch() / entry["notebook"]
+        if notebook.exists() and hashlib.md5(notebook.read_bytes(), usedforsecurity=False).hexdigest() in recorded:
+            forget(entry["id"])
+            marker.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                marker.parent.rmdir()
 
 
 def _remove(path: Path, keepers: list[Path]) -> None:

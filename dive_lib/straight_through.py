@@ -14,7 +14,8 @@ from dive_lib.vocabulary import LayoutVocabulary
 
 def nearest_tokens(v: torch.Tensor, vocabulary: LayoutVocabulary | ClassVocabulary, metric: str = "cosine", *,
                    exclude_none: bool = False) -> torch.Tensor:
-    """NN(v) as indices: embeddings (B, N, F, d) -> tokens (B, N, F), F = 5 fields of a layout or 1 of a class.
+    """NN(v) as indices (equations 6 and 7): embeddings (B, N, F, d) -> tokens (B, N, F), F = 5 fields of a layout or 1
+    of a class.
 
     metric: "cosine" (the paper's default) or "l2". exclude_none: search among the entries other than [none].
     """

@@ -59,8 +59,8 @@ def make_mini(root: Path | str, counts: Mapping[str, Mapping[str, int]], unseen:
     """
     root = Path(root)
     settings = {"counts": counts, "unseen": list(unseen), "seed": seed}
-    if (root / "settings.json").exists() and read_json(root / "settings.json") != settings:
-        shutil.rmtree(root)
+    if root.exists() and not ((root / "settings.json").exists() and read_json(root / "settings.json") == settings):
+        shutil.rmtree(root)  # also what a kill in an earlier removal left
     write_json(root / "settings.json", settings)
     names = {}
     for split in SPLITS:

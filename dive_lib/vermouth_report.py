@@ -54,7 +54,8 @@ def rows(metrics: Mapping) -> list[dict]:
                           f"{fmean(vermouth_paper.FEW_SHOT['Vermouth']):.1f} (mean of 11 sets)"))
     if "sketch_retrieval" in part:
         (methods,) = [own for key, own in part["sketch_retrieval"].items() if key != "chosen"][:1]
-        beside = [*_same_head(part, "sketch_retrieval", "mAP"), f"raw pixels {methods['pixels']['mAP']:.1f}",
+        beside = [f"its features without a head {methods['without_head']['mAP']:.1f}",
+                  *_same_head(part, "sketch_retrieval", "mAP"), f"raw pixels {methods['pixels']['mAP']:.1f}",
                   f"chance {methods['u_head']['chance']:.1f}"]
         name = f"{_backbone(part['sketch_retrieval']['chosen'])}sketch retrieval, unseen classes, mAP"
         found.append(_row(name, methods["u_head"], "mAP", beside,

@@ -42,6 +42,25 @@ def test_a_missing_server_names_the_remedy(server, tmp_path):
         download(tmp_path / "coco", server[1], (tmp_path / "nowhere").as_uri())
 
 
+def test_a_connection_that_ends_early_leaves_its_part(tmp_path):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"abcd")
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Short) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        with pytest.raises(DownloadError, match="ended after 4 of 10 bytes; run the same command again to continue"):
+            fetch(f"http://127.0.0.1:{served.server_port}/x.zip", tmp_path / "x.zip")
+        served.shutdown()
+    assert (tmp_path / "x.zip.part").read_bytes() == b"abcd" and not (tmp_path / "x.zip").exists()
+
+
 def test_a_part_that_is_already_whole_is_taken(tmp_path):
     class Nothing(http.server.BaseHTTPRequestHandler):
         """A server that has nothing beyond what was fetched."""

@@ -159,3 +159,12 @@ def test_maps_are_reduced_by_averaging():
     maps = torch.arange(16.0).view(1, 1, 4, 4)
     assert reduced(maps, 1).item() == maps.mean() and reduced(maps, None) is maps and reduced(maps, 8) is maps
     assert reduced(maps, 2)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+
+
+def test_features_lie_in_memory_as_those_from_the_file(tmp_path):
+    """A convolution or a mean over maps of another order of axes rounds differently: a first run beside a second."""
+    backbone, original = layout(), DenoiserFeatures.features
+    backbone.features = lambda *given: {stage: maps.contiguous(memory_format=torch.channels_last)
+                                        for stage, maps in original(backbone, *given).items()}
+    first, again = (FeatureCache(tmp_path).features(backbone, IMAGES, 300, ("mid",))["mid"] for _ in range(2))
+    assert first.stride() == again.stride() and first.is_contiguous() and min(first.shape[1:]) > 1

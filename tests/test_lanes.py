@@ -146,6 +146,17 @@ def test_commands_run_at_once_and_their_lines_are_shown(tmp_path, capfd):
     assert sorted(shown.out.splitlines()) == ["one", "two"] and sorted(shown.err.splitlines()) == ["one!", "two!"]
 
 
+def test_a_lane_may_end_by_itself_before_it_is_interrupted(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
+    seen = tmp_path / "seen"
+    good = ("import pathlib, time; from dive_lib import lanes\n"
+            f"pathlib.Path(r'{seen}').touch()\nwhile not lanes.ending(): time.sleep(0.05)\nprint('recorded')")
+    bad = f"import os, time\nwhile not os.path.exists(r'{seen}'): time.sleep(0.05)\nraise SystemExit(3)"
+    with pytest.raises(lanes.LaneFailed, match="bad: stopped with status 3"):
+        lanes.together({"good": python(good), "bad": python(bad)}, 2)
+    assert capfd.readouterr().out.splitlines() == ["recorded"]
+
+
 def test_a_lane_that_has_ended_leaves_its_cores_to_the_others(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
     seen = tmp_path / "seen"
@@ -177,7 +188,7 @@ def test_a_signal_ends_the_lanes(number):
     script = ("import signal, sys; from dive_lib import lanes, parameters\n"
               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
               "parameters.lanes = lambda profile: [['a', 'b']]\n"
-              "lanes.provenance.machine = lambda: {'cores_used': 2}\n"
+              "lanes.provenance.machine = lambda: {'cores_used': 2}; lanes.PATIENCE_SECONDS = 1.0\n"
               "lanes.command = lambda lane, profile: [sys.executable, '-c', 'import os, sys, time; "
               "print(os.getpid(), flush=True); time.sleep(600)']\n"
               "sys.exit(lanes.main(['mini']))")
@@ -200,6 +211,7 @@ def test_a_signal_while_lanes_start_leaves_none_behind(monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(lanes.subprocess, "Popen", start_and_interrupt)
+    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 1.0)
     with pytest.raises(KeyboardInterrupt):
         lanes.together({"one": python(WAIT), "two": python(WAIT)}, 2)
     assert len(started) == 2 and all(process.poll() is not None for process in started)

@@ -149,3 +149,11 @@ def test_the_checks_refuse_outputs_counts_metadata_and_a_missing_question(tmp_pa
     assert any("nbstripout" in p for p in problems(write(tmp_path, GOOD, execution_count=3)))
     assert any("metadata" in p for p in problems(write(tmp_path, GOOD, metadata={"papermill": {}})))
     assert any("question" in p for p in problems(write(tmp_path, GOOD, question="# Detection")))
+
+
+@pytest.mark.parametrize("path", sorted(paths.notebooks().glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_committed_report_is_an_execution_of_this_notebook(path):
+    """Whoever changes a notebook runs it again: `dvc repro report@mini`."""
+    executed = nbformat.read(paths.ROOT / "reports" / "mini" / path.name, as_version=4)
+    shown = [cell.source for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert shown == [cell.source for cell in nbformat.read(path, as_version=4).cells]

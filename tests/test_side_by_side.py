@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dive_lib import provenance
 from dive_lib.image_runs import seconds_per_image
 from dive_lib.progress import written_to
 from dive_lib.side_by_side import cut, in_pieces, side_by_side, usable
@@ -122,3 +123,14 @@ def test_with_a_gpu_one_process_does_all(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert os.getpid() not in side_by_side([os.getpid, os.getpid], 2, "heads")
     assert usable(4, "heads") == 4 and seconds_per_image([{"seconds": 3.0}], 4) == 0.75
+
+
+@pytest.mark.parametrize("text, count", [("150000 100000", 1), ("300000 100000", 3), ("max 100000", 8), (None, 8)])
+def test_a_container_s_share_of_processor_time_counts_as_cores(tmp_path, monkeypatch, text, count):
+    limit = tmp_path / "cpu.max"
+    if text:
+        limit.write_text(text + "\n")
+    monkeypatch.setattr(provenance, "CPU_MAX", str(limit))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("DIVE_CORES", raising=False)
+    assert provenance.cores() == count

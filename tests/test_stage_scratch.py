@@ -1,5 +1,7 @@
 """What stages keep in scratch: who removes what and when, and a notebook that fails after all its work."""
 
+import hashlib
+
 import pytest
 
 from dive_lib import files, image_runs, parameters, paths, run, stage_scratch
@@ -111,3 +113,19 @@ def test_the_latest_execution_of_a_stage_and_other_stages_hold_a_path(monkeypatc
         assert folder.is_dir()
     stage_scratch.forget("b@1")
     assert not folder.exists()
+
+
+def test_a_stage_of_dvc_keeps_its_work_until_it_is_recorded(toy, monkeypatch, tmp_path):
+    """DVC copies and records the outputs after the notebook has ended, and empties them if it is stopped in this."""
+    lock = tmp_path / "dvc.lock"
+    monkeypatch.setenv("DVC_STAGE", "toy")
+    target = run.run(toy, "smoke")
+    work = kept()
+    assert work
+    stage_scratch.forget_recorded(lock)
+    assert kept() == work, "nothing is recorded"
+    run.run(toy, "smoke")
+    assert (paths.scratch() / "work.txt").read_text() == DONE, "nothing was computed twice"
+    lock.write_text(f"md5: {hashlib.md5(target.read_bytes()).hexdigest()}")
+    stage_scratch.forget_recorded(lock)
+    assert kept() == [] and not list((paths.scratch() / "stages").glob("[!.]*"))
