@@ -212,6 +212,10 @@ def test_a_signal_while_lanes_start_leaves_none_behind(monkeypatch):
 
     monkeypatch.setattr(lanes.subprocess, "Popen", start_and_interrupt)
     monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 1.0)
-    with pytest.raises(KeyboardInterrupt):
-        lanes.together({"one": python(WAIT), "two": python(WAIT)}, 2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lanes.together({"one": python(WAIT), "two": python(WAIT)}, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(started) == 2 and all(process.poll() is not None for process in started)
