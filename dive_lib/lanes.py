@@ -74,11 +74,7 @@ def together(commands: Mapping[str, Sequence[str]], cores: int) -> None:
 
 def ending() -> bool:
     """Whether the lanes that this process belongs to are about to end before they are done."""
-    share = os.environ.get("DIVE_CORES", "")
-    try:
-        return os.path.isfile(share) and Path(share).read_text(encoding="utf-8").strip() == "0"
-    except OSError:
-        return False
+    return STARTER in os.environ and provenance.share() == "0"
 
 
 @contextlib.contextmanager

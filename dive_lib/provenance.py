@@ -80,13 +80,18 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores this process may use: those of the system, or its share of them (`DIVE_CORES`: a number, or a file
-    with one, which may change)."""
-    share = os.environ.get("DIVE_CORES", "")
-    if os.path.isfile(share):
-        with open(share, encoding="utf-8") as handle:
-            share = handle.read().strip()
-    return min(_cores(), int(share)) if share.isdecimal() and int(share) else _cores()
+    """How many cores this process may use: those of the system, or its `share` of them."""
+    own = share()
+    return min(_cores(), int(own)) if own.isdecimal() and int(own) else _cores()
+
+
+def share() -> str:
+    """`DIVE_CORES`, a number of cores, or what stands in the file that it names, which may change."""
+    own = os.environ.get("DIVE_CORES", "")
+    with contextlib.suppress(OSError):  # no such file
+        with open(own, encoding="utf-8") as handle:
+            return handle.read().strip()
+    return own
 
 
 def _cores() -> int:

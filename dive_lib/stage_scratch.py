@@ -58,13 +58,7 @@ def discard(path: Path | str) -> None:
 def forget(stage_id: str) -> None:
     """Removes what an execution kept, but for what other stages keep too, and its records."""
     with _locked() as registry:
-        for record in sorted((registry / _stage(stage_id)).glob("[!.]*.json")):
-            entry = read_json(record)
-            if entry["id"] == stage_id:
-                _remove(paths.scratch() / entry["path"], [r for r in registry.glob(f"*/{record.name}") if r != record])
-                record.unlink()  # last: what a kill leaves is still written down
-        with contextlib.suppress(OSError):  # it kept nothing, or another execution's record is left
-            (registry / _stage(stage_id)).rmdir()
+        _forget(registry, stage_id)
 
 
 def ended(stage_id: str, notebook: Path) -> None:
@@ -76,14 +70,24 @@ def ended(stage_id: str, notebook: Path) -> None:
 def forget_recorded(lock: Path) -> None:
     """Forgets the marked executions whose notebook stands with these bytes in `lock`, the file in which DVC records."""
     recorded = lock.read_text(encoding="utf-8") if lock.exists() else ""
-    for marker in sorted((paths.scratch() / "stages").glob(f"*/{ENDED}")):
-        entry = read_json(marker)
-        notebook = paths.scratch() / entry["notebook"]
-        if notebook.exists() and hashlib.md5(notebook.read_bytes(), usedforsecurity=False).hexdigest() in recorded:
-            forget(entry["id"])
-            marker.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                marker.parent.rmdir()
+    with _locked() as registry:  # for all: stages of two lanes may begin at once
+        for marker in sorted(registry.glob(f"*/{ENDED}")):
+            entry = read_json(marker)
+            notebook = paths.scratch() / entry["notebook"]
+            if notebook.exists() and hashlib.md5(notebook.read_bytes(), usedforsecurity=False).hexdigest() in recorded:
+                _forget(registry, entry["id"], marker)
+
+
+def _forget(registry: Path, stage_id: str, marker: Path | None = None) -> None:
+    for record in sorted((registry / _stage(stage_id)).glob("[!.]*.json")):
+        entry = read_json(record)
+        if entry["id"] == stage_id:
+            _remove(paths.scratch() / entry["path"], [r for r in registry.glob(f"*/{record.name}") if r != record])
+            record.unlink()  # last: what a kill leaves is still written down
+    if marker is not None:
+        marker.unlink()
+    with contextlib.suppress(OSError):  # it kept nothing, or another execution's record is left
+        (registry / _stage(stage_id)).rmdir()
 
 
 def _remove(path: Path, keepers: list[Path]) -> None:

@@ -3,7 +3,12 @@
 Images are as small as the networks allow; those of segmentation are twice as large as the others, as in the profile.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from diffusers import DiTTransformer2DModel, VQModel
 from PIL import Image
@@ -55,6 +60,16 @@ CLASSIFIERS = {"resnet_bottleneck": {"blocks": [1, 2]}, "resnext": {"blocks": [1
                "vit_large": {"patch": 56, "width": 16, "layers": 2, "heads": 2},
                "vit": {"patch": 56, "width": 16, "layers": 1, "heads": 2},
                "swin": {"patch": 8, "width": 8, "depths": [2, 3], "heads": [1, 2]}}
+
+
+@contextmanager
+def folder(tmp_path_factory) -> Iterator[tuple[Path, pytest.MonkeyPatch]]:
+    """The folder of everything, to which the variables of `paths` point in this block, and what it may patch."""
+    root = tmp_path_factory.mktemp("paper")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("runs", "reports", "scratch"):
+            patch.setenv(f"DIVE_{name.upper()}", str(root / name))
+        yield root, patch
 
 
 def picture(path, seed: int, size=(20, 14)):

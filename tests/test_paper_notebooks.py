@@ -15,10 +15,7 @@ PROFILE = "paper"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The folder of everything, to which the variables of `paths` point while this module's tests run."""
-    root = tmp_path_factory.mktemp("paper")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("runs", "reports", "scratch"):
-            patch.setenv(f"DIVE_{name.upper()}", str(root / name))
+    with paper_world.folder(tmp_path_factory) as (root, patch):
         patch.setenv("OMP_NUM_THREADS", "1")
         paper_world.few_shot(root / "vermouth")
         paper_world.sketches(root / "vermouth")
