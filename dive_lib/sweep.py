@@ -63,14 +63,14 @@ def sweep(notebook: str | Path, profile: str, grid: dict[str, list[str]], metric
         label = ",".join(f"{name}={value}" for name, value in point.items()) or "defaults"
         # A list as value can make the name longer than a file system takes.
         short = len(label) < 120 and "/" not in label
-        folder = upstream / "sweeps" / notebook.stem / (label if short else _hash(label))
-        key = _hash([state, values])
+        folder = upstream / "sweeps" / notebook.stem / (label if short else hash_of(label))
+        key = hash_of([state, values])
         done = folder / "done.json"
         if done.is_file() and read_json(done)["key"] == key:
             print(f"{notebook.stem} ({profile}) {number}/{len(points)}: {label} is done", file=sys.stderr)
         else:
             print(f"{notebook.stem} ({profile}) {number}/{len(points)}: {label}", file=sys.stderr, flush=True)
-            with _own_folders(folder, profile, upstream, notebook):
+            with own_folders(folder, profile, [notebook]):
                 run.run(notebook, profile, point)
                 found = read_json(paths.metrics(profile, metrics))
             write_json(done, {"key": key, "metrics": flatten(found)})
@@ -117,20 +117,22 @@ def outputs(notebook: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def _own_folders(folder: Path, profile: str, upstream: Path, notebook: Path) -> Iterator[None]:
-    """Make `paths.runs` and `paths.reports` point into `folder`, with links to what other stages wrote.
+def own_folders(folder: Path, profile: str, notebooks: Iterable[Path]) -> Iterator[None]:
+    """Make `paths.runs` and `paths.reports` point into `folder`, with links to what other stages than those of
+    `notebooks` wrote.
 
     Files are replaced atomically, so writing a linked file replaces the link; a linked folder is the profile's own.
     """
-    reports, group = paths.reports(profile), parameters.group_name(notebook)
-    own = outputs(notebook)
+    upstream, reports = paths.runs(profile), paths.reports(profile)
+    groups = {f"{parameters.group_name(notebook)}.json" for notebook in notebooks}
+    own = set().union(*map(outputs, notebooks))
     shared = {name.split("/")[0] for name in own if "/" in name}
-    _link(upstream.glob("*"), folder / "runs" / profile, leave={*own, *shared, "sweeps"})
+    _link(upstream.glob("*"), folder / "runs" / profile, leave={*own, *shared, "sweeps", "benchmarks"})
     for name in shared:
         leave = {out.removeprefix(f"{name}/") for out in own}
         _link((upstream / name).glob("*"), folder / "runs" / profile / name, leave)
     _link(reports.glob("*.[cj]s*"), folder / "reports" / profile, leave={"timings.json"})
-    _link((reports / "metrics").glob("*.json"), folder / "reports" / profile / "metrics", leave={f"{group}.json"})
+    _link((reports / "metrics").glob("*.json"), folder / "reports" / profile / "metrics", leave=groups)
     before = {name: os.environ.get(name) for name in ("DIVE_RUNS", "DIVE_REPORTS")}
     os.environ.update(DIVE_RUNS=str(folder / "runs"), DIVE_REPORTS=str(folder / "reports"))
     try:
@@ -175,7 +177,8 @@ def _reach(values: dict, name: str) -> Any:
     return json.dumps(values) if isinstance(values, (list, dict)) else values
 
 
-def _hash(obj: Any) -> str:
+def hash_of(obj: Any) -> str:
+    """Short hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:32]
 
 

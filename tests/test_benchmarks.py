@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from benchmarks import architecture_ablation, class_searches, devices, full_size, inversion_cost, measure, searches
-from benchmarks import training_cost
+from benchmarks import training_cost, trainings
 from benchmarks.full_size_models import Models
 from dive_lib import dataset, glyphs, parameters, paths
 from dive_lib.checkpoint import save_model
 from dive_lib.execution import Execution
-from dive_lib.files import read_json
+from dive_lib.files import read_json, write_json
 from dive_lib.inversion import InversionConfig
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.local_search import SearchConfig
@@ -236,3 +236,30 @@ def test_the_readme_says_what_two_cores_are_worth():
     assert f"every operation it is {threads[0]} to {threads[-1]} times as fast as with one" in text
     assert f"in two parts of its batch {parts[0]} to {parts[-1]} times" in text
     assert f"two trainings side by side are {two[0]} times as fast" in text and two[0] == two[-1]
+
+
+def test_trainings_are_repeated_with_other_seeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVE_REPORTS", str(paths.ROOT / "reports"))
+    tracked = trainings.numbers("mini")  # of the committed report: a renamed metric fails here
+    assert tracked.keys() == trainings.QUANTITIES.keys() and tracked["DIVE, AP"] > 0
+    monkeypatch.setenv("DIVE_RUNS", str(tmp_path / "runs"))
+    calls = []
+
+    def run(notebook, profile, settings):
+        assert paths.reports(profile).is_relative_to(tmp_path) and paths.runs(profile).is_relative_to(tmp_path)
+        group = parameters.group_name(notebook)
+        assert not paths.metrics(profile, group).exists()
+        calls.append((notebook.stem, settings))
+        write_json(paths.metrics(profile, group), read_json(report / f"{group}.json"))
+
+    report = paths.reports("mini") / "metrics"
+    monkeypatch.setattr(trainings.run, "run", run)
+    result = trainings.main(["--seeds", "3", "--out", str(tmp_path)])
+    assert [name for name, _ in calls] == list(trainings.CHAIN)
+    assert {name for name, settings in calls if settings == {"seed": "3"}} == set(trainings.TRAINED)
+    row = result["rows"][0]
+    assert row["quantity"] == "DIVE, AP" and row["seed 0"] == row["seed 3"] == row["mean"] == tracked["DIVE, AP"]
+    calls.clear()
+    assert trainings.main(["--seeds", "3", "--out", str(tmp_path)])["rows"] == result["rows"] and not calls
+    with pytest.raises(SystemExit):
+        trainings.main(["--seeds", "0"])
