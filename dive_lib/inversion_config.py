@@ -9,7 +9,7 @@ from dive_lib.schedule import evenly_spaced
 
 @dataclass(frozen=True)
 class InversionConfig:
-    """The settings of Algorithm 1; the defaults are the paper's for detection.
+    """The settings of Algorithm 1; the defaults are the paper's for detection, but for monitor_start.
 
     steps: optimiser steps. init: start from "none", or from a "random" vector with mean and standard deviation of the
     vocabulary, the same for all images (the published classification code). init_noise: scale of the noise added to
@@ -52,7 +52,7 @@ class InversionConfig:
     legal: bool = False
     monitor_pairs: int = 200
     monitor_every: int = 4
-    monitor_start: bool = False
+    monitor_start: bool = True
     monitor_nearest: bool = True
     patience: int = 0
     memoise: bool = True

@@ -16,7 +16,7 @@ from tests.published_inversion import TRACES, read_published, read_recording
 TOLERANCE = 1e-4
 ROUNDING = 1e-6  # of a monitor value: a mean of fp32 losses
 CONFIG = InversionConfig(steps=12, batch=5, lr=0.2, t_interval=100, fixed_pairs=True, metric="l2", exclude_none=True,
-                         monitor_pairs=0, monitor_every=2, memo_states=0, monitor_start=True)
+                         monitor_pairs=0, monitor_every=2, memo_states=0)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dive_lib.objective import Pairs
 from tests.tiny import latents, layouts, objective
 
 CONFIG = InversionConfig(steps=12, batch=4, lr=0.2, t_low=0, t_high=1000, t_interval=100, monitor_pairs=5,
-                         monitor_every=3, monitor_start=True)
+                         monitor_every=3)
 
 
 def test_matches_autograd_and_torch_adamw():
@@ -102,7 +102,6 @@ def test_the_monitor_evaluates_each_state_once_and_selects_the_least():
 
 def test_the_papers_monitor_begins_after_a_loop():
     """The layout without objects, with which a run starts, is no answer that the monitor could choose."""
-    assert not InversionConfig().monitor_start
     assert not InversionConfig(**parameters.named("searches", "straight_through", "paper")).monitor_start
     result, = invert(objective(), latents(1), dataclasses.replace(CONFIG, monitor_start=False))
     assert [step for step, *_ in result.curve] == [3, 6, 9, 12] and result.convergence_step >= 3
