@@ -1,6 +1,7 @@
 """How far the headline numbers depend on the training: the models trained again from other seeds, on the same data.
 
     python -m benchmarks.trainings --seeds 1 2
+    python -m benchmarks.trainings --notebooks 02_first_stage 03_layout_ldm 04_layout_prior 05_detection 06_ablation
 
 repeats the notebooks of CHAIN, each seed in a folder of its own, runs/<profile>/benchmarks/trainings/seed=<seed>. First
 stage, layout LDM, priors and DiT get the seed; data, splits, draws of the inversion and all settings stay, so the
@@ -11,6 +12,7 @@ done is not run again.
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import measure
@@ -57,23 +59,28 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--notebooks", nargs="+", default=list(CHAIN), choices=CHAIN,
+                        help="what others left in the report takes their place")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
     if min(options.seeds) < 1 or len(set(options.seeds)) < len(options.seeds):
         parser.error("--seeds: different numbers from 1 on; 0 is the report's own")
-    columns = {"seed 0": numbers(options.profile)}
+    chain = [name for name in CHAIN if name in options.notebooks]
+    columns = {"seed 0": numbers(options.profile, chain)}
     for seed in options.seeds:
-        columns[f"seed {seed}"] = trained(options.profile, seed)
+        columns[f"seed {seed}"] = trained(options.profile, chain, seed)
     rows = [{"quantity": name} | {seed: column[name] for seed, column in columns.items()}
-            | {"mean": statistics.mean(column[name] for column in columns.values())} for name in QUANTITIES]
-    settings = {"profile": options.profile, "seeds": options.seeds, "notebooks": CHAIN, "trained": TRAINED}
+            | {"mean": statistics.mean(column[name] for column in columns.values())} for name in columns["seed 0"]]
+    settings = {"profile": options.profile, "seeds": options.seeds, "notebooks": chain, "trained": TRAINED}
     return measure.save("trainings", settings, rows, arguments=measure.given(arguments), folder=options.out)
 
 
-def numbers(profile: str) -> dict[str, float]:
-    """The value of each of QUANTITIES in the metrics where `dive_lib.paths` points."""
-    found = {}
+def numbers(profile: str, chain: Sequence[str] = CHAIN) -> dict[str, float]:
+    """The value of each of QUANTITIES that a notebook of the chain measures, where `dive_lib.paths` points."""
+    found, measured = {}, [parameters.group_name(name) for name in chain]
     for name, (file, *keys) in QUANTITIES.items():
+        if file not in measured:
+            continue
         value = read_json(paths.metrics(profile, file))
         for key in keys:
             value = value[key]
@@ -81,11 +88,11 @@ def numbers(profile: str) -> dict[str, float]:
     return found
 
 
-def trained(profile: str, seed: int) -> dict[str, float]:
-    """The same after the whole CHAIN with this seed, of which what is done is not run again."""
+def trained(profile: str, chain: Sequence[str], seed: int) -> dict[str, float]:
+    """The same after the chain with this seed, of which what is done is not run again."""
     folder = paths.runs(profile) / "benchmarks" / "trainings" / f"seed={seed}"
     done, key, keys = folder / "done.json", "", {}
-    for name in CHAIN:  # before the folders change: the key names the report's state, and everything upstream
+    for name in chain:  # before the folders change: the key names the report's state, and everything upstream
         settings = {"seed": str(seed)} if name in TRAINED else {}
         notebook = paths.notebooks() / f"{name}.ipynb"
         values = parameters.resolve(notebook, profile, settings)
@@ -97,7 +104,7 @@ def trained(profile: str, seed: int) -> dict[str, float]:
             if known.get(name) != key:
                 run.run(notebook, profile, settings)
                 write_json(done, known | {name: key})
-        return numbers(profile)
+        return numbers(profile, chain)
 
 
 if __name__ == "__main__":
