@@ -169,7 +169,8 @@ def _clean(output: NotebookNode) -> NotebookNode:
     elif output.output_type == "error":
         output.traceback = [scrub(line) for line in output.traceback]
     else:
-        output.metadata = NotebookNode()
+        output.metadata = NotebookNode({kind: NotebookNode(alt=own["alt"]) for kind, own in output.metadata.items()
+                                        if isinstance(own, Mapping) and "alt" in own})
         for kind, content in output.data.items():
             if isinstance(content, str) and (kind.startswith("text/") or kind == "image/svg+xml"):
                 output.data[kind] = scrub(content)
