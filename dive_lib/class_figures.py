@@ -9,17 +9,28 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from dive_lib.figures import BLUE, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, step_edges, styled
+from dive_lib.figures import (BLUE, GREEN, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, step_edges,
+                              styled)
+
+KINDS = {"dive": (BLUE, "a search by gradient: DIVE, its variants, ours"),
+         "diffusion_classifier": (SKY, "every class tried: Diffusion Classifier"), "": (GREEN, "a trained network")}
+"""Of the rows of Table IV by how their keys begin: colour and what the legend says."""
+
 
 @styled
 def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet") -> Figure:
-    """Table IV: accuracy of each method, the paper's beside it.
+    """Table IV: accuracy of each method, the paper's beside it; in the bar its images where others have more.
 
-    rows: {name, accuracy, accuracy_ci95 or None, paper or None}, top to bottom.
+    rows: {name, key, accuracy, accuracy_ci95 or None, n_images, paper or None}, top to bottom.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8, 0.42 * len(rows) + 1.2), sharey=True, width_ratios=[1.5, 1])
+    figure, axes = plt.subplots(1, 2, figsize=(8, 0.4 * len(rows) + 1.9), sharey=True, width_ratios=[1.5, 1])
+    most, present = max(row["n_images"] for row in rows), {}
     for k, row in enumerate(rows):
-        axes[0].barh(k, row["accuracy"], height=0.66, color=BLUE if "dive" in row.get("key", "") else SKY)
+        kind = next(start for start in KINDS if row["key"].startswith(start))
+        present[kind] = axes[0].barh(k, row["accuracy"], height=0.66, color=KINDS[kind][0])
+        if row["n_images"] < most:
+            axes[0].annotate(f"{row['n_images']} images", (0, k), (6, 0), textcoords="offset points", va="center",
+                             fontsize=9, color=INK if kind == "diffusion_classifier" else "white")
         end = row["accuracy"]
         if row.get("accuracy_ci95"):
             axes[0].plot(row["accuracy_ci95"], [k, k], color=INK, linewidth=1.6, solid_capstyle="butt")
@@ -34,32 +45,50 @@ def accuracy_bars(rows: Sequence[Mapping], paper_label: str = "paper, ImageNet")
     axes[0].invert_yaxis()
     for axis, title in zip(axes, ("measured here", paper_label)):
         axis.set(xlabel="accuracy, percent", title=title, xlim=(0, 114))
+        axis.margins(y=0.01)
         axis.set_xticks(range(0, 101, 25))
         axis.grid(axis="x")
         axis.grid(axis="y", visible=False)
+    axes[0].set_xlabel(f"accuracy, percent, of {most} images\nunless said (line: 95 % interval)")
     axes[1].tick_params(axis="y", length=0)
+    shown = [kind for kind in KINDS if kind in present]
+    figure.legend([present[kind] for kind in shown], [KINDS[kind][1] for kind in shown], loc="outside lower center",
+                  ncols=2)
     return figure
 
 
 @styled
 def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) -> Figure:
-    """curves: rows {name, forward_equivalents, accuracy}, joined by name. points: the same, with accuracy_ci95."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.6))
+    """Lines of fewer images than others are dashed: values of different images are not comparable.
+
+    curves: rows {name, forward_equivalents, accuracy, n_images}, joined by name. points: the same, with accuracy_ci95;
+    forward_equivalents_once, where there is such a cost, is written beside the point.
+    """
+    figure, axis = plt.subplots(figsize=(8, 5))
+    most = max(row["n_images"] for row in (*curves, *points))
     colours = iter(mpl.rcParams["axes.prop_cycle"].by_key()["color"] * 3)
     markers = iter(MARKERS)
     for name in dict.fromkeys(row["name"] for row in curves):
         own = [row for row in curves if row["name"] == name]
-        axis.plot([row["forward_equivalents"] for row in own], [row["accuracy"] for row in own], next(markers) + "-",
-                  markersize=3.5, linewidth=1.5, color=next(colours), label=name)
+        axis.plot([row["forward_equivalents"] for row in own], [row["accuracy"] for row in own], next(markers),
+                  linestyle="-" if own[0]["n_images"] == most else (0, (4, 2)), markersize=3.5, linewidth=1.5,
+                  color=next(colours), label=f"{name} ({own[0]['n_images']})")
     for row, marker in zip(points, markers):
         colour = next(colours)
         if row.get("accuracy_ci95"):
             axis.plot([row["forward_equivalents"]] * 2, row["accuracy_ci95"], linewidth=4, alpha=0.35, color=colour,
                       solid_capstyle="butt")
-        axis.plot(row["forward_equivalents"], row["accuracy"], marker, markersize=8, color=colour, label=row["name"])
+        axis.plot(row["forward_equivalents"], row["accuracy"], marker, markersize=8, color=colour,
+                  label=f"{row['name']} ({row['n_images']})")
+        if row.get("forward_equivalents_once"):
+            cost = f"{row['forward_equivalents']:,.0f} + {row['forward_equivalents_once']:,} once"
+            axis.annotate(cost, (row["forward_equivalents"], row["accuracy"]), (7, 4), textcoords="offset points",
+                          va="bottom", fontsize=9.5)
     log_cost(axis.xaxis, axis.set_xscale)
+    axis.margins(x=0.1)
     axis.set(xlabel="forward-equivalents per image", ylabel="accuracy, percent (bar: 95 % interval)")
-    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.4)
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.4, fontsize=9.5,
+                  title="in brackets: images; dashed: fewer than the others", title_fontsize=9.5)
     return figure
 
 
@@ -67,32 +96,44 @@ def accuracy_against_cost(curves: Sequence[Mapping], points: Sequence[Mapping]) 
 def cost_against_classes(rows: Sequence[Mapping], known: int) -> Figure:
     """Cost and accuracy against the number of classes.
 
-    rows: {name, classes, forward_equivalents, accuracy or None, accuracy_ci95 optional}. known: classes that have
-    images; a dotted line marks where others begin.
+    rows: {name, classes, forward_equivalents, accuracy or None, accuracy_wilson95 optional, n_images}. known: classes
+    that have images; a dotted line marks where others begin. Methods of equal accuracy stand side by side.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
-    for name, marker in zip(dict.fromkeys(row["name"] for row in rows), MARKERS):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4), width_ratios=[1, 1.25])
+    names, counts = list(dict.fromkeys(row["name"] for row in rows)), sorted({row["classes"] for row in rows})
+    beside = max(counts[-1] / counts[0], 2) ** (1 / 55)  # from one method's bar to the next, as a factor
+    for k, (name, marker) in enumerate(zip(names, MARKERS)):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["classes"])
-        for axis, key in zip(axes, ("forward_equivalents", "accuracy")):
-            shown = [row for row in own if row[key] is not None]
-            line, = axis.plot([row["classes"] for row in shown], [row[key] for row in shown], marker + "-",
-                              markersize=5, linewidth=1.5, label=name)
-            for row in shown:
-                axis.plot([row["classes"]] * 2, row.get(f"{key}_ci95") or [row[key]] * 2, color=line.get_color(),
-                          linewidth=4, alpha=0.25, solid_capstyle="butt")
-    counts = sorted({row["classes"] for row in rows})
+        line, = axes[0].plot([row["classes"] for row in own], [row["forward_equivalents"] for row in own], marker + "-",
+                             markersize=5, linewidth=1.5, label=name)
+        read = [row for row in own if row["accuracy"] is not None]
+        places = [row["classes"] * beside ** (k - (len(names) - 1) / 2) for row in read]
+        axes[1].plot(places, [row["accuracy"] for row in read], marker, markersize=5, color=line.get_color())
+        axes[1].plot(places, [row["accuracy"] for row in read], linewidth=0.7, color=line.get_color())
+        for place, row in zip(places, read):
+            axes[1].plot([place] * 2, row.get("accuracy_wilson95") or [row["accuracy"]] * 2, color=line.get_color(),
+                         linewidth=3, alpha=0.35, solid_capstyle="butt")
     for axis in axes:
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xticks(counts, counts)
         axis.set_xlabel("possible classes")
         if counts[-1] > known:
-            axis.axvline(known, color="0.6", linewidth=1, linestyle=":")
+            axis.axvline(known * beside ** (len(names) / 2 + 0.5), color="0.5", linewidth=1, linestyle=":")
     log_cost(axes[0].yaxis, axes[0].set_yscale)
     axes[0].set(title="forward-equivalents per image")
-    lowest = min(min(row.get("accuracy_ci95") or [row["accuracy"]]) for row in rows if row["accuracy"] is not None)
-    axes[1].set(title="accuracy, percent (bar: 95 % interval)", ylim=(10 * (lowest // 10), 101))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    read = [row for row in rows if row["accuracy"] is not None]
+    images = sorted({row["n_images"] for row in read})
+    lowest = min(min(row.get("accuracy_wilson95") or [row["accuracy"]]) for row in read)
+    axes[1].set(title=f"accuracy, percent, of {' to '.join(map(str, images[:1] + images[1:][-1:]))} images",
+                ylim=(max(0, 5 * ((lowest - 7) // 5)), 101))
+    if counts[-1] > known:
+        edge = axes[1].get_lines()[-1].get_xdata()[0]
+        for text, side, shift in (("known classes", "right", -4), ("some with random\nembeddings", "left", 4)):
+            axes[1].annotate(text, (edge, 0.02), (shift, 0), xycoords=axes[1].get_xaxis_transform(), ha=side,
+                             textcoords="offset points", va="bottom", fontsize=9, color=MUTED)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9.5,
+                  title="bar: 95 % interval (Wilson); methods are set side by side", title_fontsize=9.5)
     return figure
 
 
@@ -121,16 +162,14 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
     """The way of v through the vocabulary, in the plane of the table's two principal components, and its monitor.
 
     table (K, d): the classes' embeddings. paths: per image {embeddings (S, d), classes: nearest class at each step,
-    label, prediction, monitor: [[step, value]]}.
+    label, prediction, monitor: [[step, value]]}. Each panel shows the whole way and the whole table.
     """
     centre = table.mean(0)
-    _, _, axes_of_table = np.linalg.svd(table - centre, full_matrices=False)
-    plane = axes_of_table[:2].T
+    _, sizes, axes_of_table = np.linalg.svd(table - centre, full_matrices=False)
+    plane, shares = axes_of_table[:2].T, 100 * sizes[:2] ** 2 / (sizes ** 2).sum()
     points = (table - centre) @ plane
-    margin = 0.2 * np.ptp(points, axis=0)
-    frame = list(zip(points.min(0) - margin, points.max(0) + margin))
     columns = min(3, len(paths))
-    figure, grid = plt.subplots(2, columns, figsize=(8, 5.2), squeeze=False, height_ratios=[1.6, 1])
+    figure, grid = plt.subplots(2, columns, figsize=(8, 5.4), squeeze=False, height_ratios=[1.6, 1])
     for k, path in enumerate(paths[:columns]):
         axis, way = grid[0, k], (np.asarray(path["embeddings"]) - centre) @ plane
         axis.scatter(*points.T, s=8, color=PALE)
@@ -138,21 +177,38 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.plot(*way[0], "o", color=BLUE, markersize=5)
         met = sorted({*path["classes"], path["prediction"], path["label"]})
         axis.plot(*points[met].T, "o", markersize=4, color=INK)
-        # Names, the leftmost class's to its left, lest those of neighbours meet.
-        named = sorted({path["classes"][0], path["prediction"], path["label"]}, key=lambda c: points[c, 0])
-        for c in named:
-            left = len(named) > 1 and c == named[0]
-            axis.annotate(classes[c], points[c], (-8 if left else 8, 0), textcoords="offset points", fontsize=9,
-                          ha="right" if left else "left", va="center", color=INK, fontweight="bold",
-                          path_effects=[withStroke(linewidth=2.5, foreground="white")])
         axis.plot(*points[path["label"]], "o", markersize=12, markerfacecolor="none", color=VERMILION)
+        axis.margins(0.12)
         axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[],
-                 xlim=frame[0], ylim=frame[1])
+                 xlabel=f"PC1 ({shares[0]:.0f} %)", ylabel="" if k else f"PC2 ({shares[1]:.0f} %)")
         axis.grid(False)
+        _name_classes(axis, points, {path["classes"][0], path["prediction"], path["label"]}, classes,
+                      np.concatenate([way, points[met]]))
         step, value = np.array(path["monitor"]).T
         grid[1, k].step(step, value, where="post", color=BLUE, linewidth=1.4)
         grid[1, k].set(xlabel="step", ylabel="" if k else "monitor")
     return figure
+
+
+def _name_classes(axis, points, named, classes, drawn):
+    """Writes names beside points (K, 2), each on a side where what is drawn (n, 2) leaves room for it."""
+    low, high = np.array([axis.get_xlim(), axis.get_ylim()]).T
+    unit = (high - low) / (170, 190)  # one point of the page, about
+    for c in sorted(named):
+        width = 2.9 * len(classes[c])  # half the name's
+        ends = np.array([[-width, 0], [0, 0], [width, 0]])
+        sides = [(a, b) for b in (0, 14, -14, 26, -26) for a in (width + 9, -width - 9, 0) if a or b]
+
+        def room(side, ends=ends, point=points[c]):
+            spots = point + (ends + side) * unit
+            border = min(((spots - low) / unit).min(), ((high - spots) / unit).min())
+            return min(border, np.linalg.norm((drawn - spots[:, None]) / unit, axis=-1).min())
+
+        side = max(sides, key=lambda side: (min(room(side), 9), -np.hypot(*side)))  # near, where there is room enough
+        drawn = np.concatenate([drawn, points[c] + (ends + side) * unit])
+        axis.annotate(classes[c], points[c], side, textcoords="offset points", fontsize=9, ha="center", va="center",
+                      color=INK, fontweight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                      arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3})
 
 
 @styled
@@ -172,22 +228,40 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], method: str = "
 
 
 @styled
-def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str]) -> Figure:
-    """Table VI: one panel for each measure (key -> title), one bar for each model, with its interval `<key>_ci95`."""
-    figure, axes = plt.subplots(1, len(measures), figsize=(8, 2.8), squeeze=False)
-    for axis, (key, title) in zip(axes[0], measures.items()):
-        values = [row[key] for row in rows.values()]
-        axis.bar(range(len(rows)), values, width=0.6, color=[BLUE, SKY, PALE][:len(rows)])
-        ends = []
-        for k, row in enumerate(rows.values()):
-            interval = row.get(f"{key}_ci95")
-            if interval:
-                axis.plot([k, k], interval, color=INK, linewidth=1.6, solid_capstyle="butt")
-            ends.append(max([row[key], *(interval or ())]))
-        shown = [f"{name}\n{row[key]:.{1 if row[key] >= 10 else 2}f}" for name, row in rows.items()]
-        axis.set_xticks(range(len(rows)), shown, fontsize=9.5)
+def model_orders(rows: Mapping[str, Mapping], measures: Mapping[str, str], paper: Mapping[str, Mapping] | None = None,
+                 paper_label: str = "paper", notes: Sequence[str] = ()) -> Figure:
+    """Table VI: one panel for each measure (key -> title), one bar for each model, with its interval `<key>_ci95`.
+
+    paper: the paper's models in the same way, in panels beneath; a measure that they lack has none. notes: what stands
+    beneath the first measure here, and in the paper.
+    """
+    lines = [("here", rows, [BLUE, SKY, PALE])] + ([(paper_label, paper, [MUTED, PALE])] if paper else [])
+    figure, axes = plt.subplots(len(lines), len(measures), figsize=(8, 2.3 * len(lines) + 0.5), squeeze=False)
+    for panels, (name, models, colours) in zip(axes, lines):
+        panels[0].set_ylabel(name)
+        for axis, key in zip(panels, measures):
+            _model_bars(axis, models, key, colours)
+    for axis, title in zip(axes[0], measures.values()):
         axis.set_title(title, fontsize=10)
-        axis.set(yticks=[], ylim=(0, 1.18 * max(ends) or 1))
-        axis.spines["left"].set_visible(False)
-        axis.grid(False)
+    for axis, note in zip(axes[:, 0], notes):
+        axis.set_xlabel(note, fontsize=9)
     return figure
+
+
+def _model_bars(axis, models, key, colours):
+    axis.set(yticks=[])
+    axis.spines["left"].set_visible(False)
+    axis.grid(False)
+    shown = {name: row for name, row in models.items() if key in row}
+    axis.bar(range(len(shown)), [row[key] for row in shown.values()], width=0.6, color=colours[:len(shown)])
+    intervals = [row.get(f"{key}_ci95") or () for row in shown.values()]
+    for k, interval in enumerate(intervals):
+        if interval:
+            axis.plot([k, k], interval, color=INK, linewidth=1.6, solid_capstyle="butt")
+    axis.set_xticks(range(len(shown)), [f"{name}\n{row[key]:.{1 if row[key] >= 10 else 2}f}"
+                                        for name, row in shown.items()], fontsize=9)
+    ends = [end for row, interval in zip(shown.values(), intervals) for end in (row[key], *interval)]
+    axis.set_ylim(0, 1.18 * max(ends, default=0) or 1)
+    if not shown:
+        axis.text(0.5, 0.5, "\N{EN DASH}", transform=axis.transAxes, ha="center")
+        axis.spines["bottom"].set_visible(False)

@@ -18,6 +18,18 @@ def bootstrap_interval(values: Sequence[float], *, resamples: int = 1000, seed: 
     return [float(bound) for bound in np.percentile(values[drawn].mean(1), (2.5, 97.5))]
 
 
+def wilson_interval(right: int, count: int) -> list[float]:
+    """95 % interval in percent of a share, `right` of `count` (Wilson 1927).
+
+    Where all or none are right it has a width, unlike a bootstrap's.
+    """
+    if not 0 <= right <= count or count < 1:
+        raise ValueError(f"{right} of {count} is no share; count images from 1 on, and at most all of them")
+    z, share = 1.959963984540054, right / count
+    centre, half = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    return [round(100 * (centre + sign * half) / (1 + z * z / count), 4) + 0.0 for sign in (-1, 1)]
+
+
 def evaluate_correct(correct: Sequence[bool], *, resamples: int = 1000, seed: int = 0) -> dict:
     """Accuracy in percent, its interval and the number of images."""
     percent = [100.0 * bool(c) for c in correct]
@@ -69,7 +81,8 @@ def matched(reference: list[dict], results: list[dict]) -> list[dict]:
 
 
 def loops_curve(results: list[dict], name: str) -> list[dict]:
-    """Accuracy against cost if every image had ended at each monitor: rows {name, step, forward_equivalents, accuracy}.
+    """Accuracy against cost if every image had ended at each monitor: rows {name, step,
+    forward_equivalents, accuracy, n_images}.
 
     Exact, since a shorter run is the beginning of a longer one.
     """
@@ -81,7 +94,7 @@ def loops_curve(results: list[dict], name: str) -> list[dict]:
             right += bool(reached) and reached[-1] == result["label"]
             spent += result["curve"][min(number, len(result["curve"]) - 1)][2]
         rows.append({"name": name, "step": step, "forward_equivalents": spent / len(results),
-                     "accuracy": 100 * right / len(results)})
+                     "accuracy": 100 * right / len(results), "n_images": len(results)})
     return rows
 
 
@@ -91,7 +104,7 @@ def pairs_curve(results: list[dict], name: str) -> list[dict]:
     for number, (count, _) in enumerate(results[0]["by_pairs"]):
         right = sum(r["by_pairs"][number][1] == r["label"] for r in results)
         rows.append({"name": name, "pairs": count, "forward_equivalents": count * len(results[0]["errors"]),
-                     "accuracy": 100 * right / len(results)})
+                     "accuracy": 100 * right / len(results), "n_images": len(results)})
     return rows
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from dive_lib.files import atomic_path, read_csv
+from dive_lib.wording import alternative_text, spelt
 
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 INK, MUTED, PALE = "#222222", "#666666", "#d9d9d9"
@@ -75,8 +76,8 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int = 130) -> Path:
 
 
 def show(figure: Figure, path: str | os.PathLike) -> None:
-    """Saves a figure and shows, in a notebook, the file that was written."""
-    display(Image(filename=save(figure, path)))
+    """Saves a figure and shows, in a notebook, the file that was written, with an alternative text."""
+    display(Image(filename=save(figure, path), alt=f"{spelt(Path(path).stem)}: {alternative_text(figure)}"))
 
 
 @styled
@@ -117,8 +118,8 @@ def ablation_bars(rows: Sequence[Mapping], paper_label: str = "paper, COCO 2017"
                                 width_ratios=[1.6, 1][:1 + paper])
     _bars(axes[0, 0], rows, "AP", "AP50", BLUE, SKY)
     references = [(row["reference_AP"], k) for k, row in enumerate(rows) if row.get("reference_AP") is not None]
-    for value, k in references:
-        axes[0, 0].plot([value, value], [k - 0.4, k], color=ORANGE, linewidth=2, zorder=4)
+    for value, k in references:  # above the bar, where no number stands
+        axes[0, 0].plot(value, k - 0.46, "v", color=ORANGE, markersize=6.5)
     axes[0, 0].set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes[0, 0].set(xlabel="AP and AP50, percent (line: 95 % interval)", title="measured here")
     axes[0, 0].invert_yaxis()
@@ -129,8 +130,8 @@ def ablation_bars(rows: Sequence[Mapping], paper_label: str = "paper, COCO 2017"
     handles = [mpl.patches.Patch(color=colour) for colour in (BLUE, SKY, MUTED, PALE)[:4 if paper else 2]]
     names = ["AP here", "AP50 here", "AP paper", "AP50 paper"][:len(handles)]
     if references:
-        handles.append(mpl.lines.Line2D([], [], color=ORANGE, linewidth=2))
-        names.append("AP of DIVE on the row's images")
+        handles.append(mpl.lines.Line2D([], [], color=ORANGE, marker="v", linestyle="none"))
+        names.append("AP of DIVE on the row's images (above the bar)")
     figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
 
@@ -145,7 +146,7 @@ def _bars(axis, rows, key, light_key, colour, light):
             interval = row.get("AP_ci95") if name == "AP" else None
             if interval:
                 axis.plot(interval, [k + shift] * 2, color=INK, linewidth=1.6, solid_capstyle="butt")
-            end = max(value, interval[1], row.get("reference_AP") or 0) if interval else value
+            end = max([value, *(interval or ())])
             axis.annotate(f"{value:.1f}", (end, k + shift), (4, 0), textcoords="offset points", va="center",
                           fontsize=10, color=INK if name == key else MUTED)
     axis.grid(axis="x")
@@ -254,7 +255,7 @@ def gap_heatmap(rows: Sequence[Mapping], condition: str = "layout", items: str =
         gap = f"{1000 * row['gap']:+.1f}".replace("-", "\N{MINUS SIGN}").replace("\N{MINUS SIGN}0.0", "+0.0")
         axis.text(j, i, f"{gap}\n{100 * row['share']:.0f} %", ha="center", va="center", fontsize=10,
                   color="white" if abs(row["share"] - 0.5) > 0.37 else INK)
-    image = heat(axis, share, [f"{low}\N{EN DASH}{high}" for low, high in ranges], names, FOUND, 100)
+    image = heat(axis, share, [f"{low}\N{EN DASH}{high}" for low, high in ranges], list(map(spelt, names)), FOUND, 100)
     axis.tick_params(axis="x", labelsize=8 if len(ranges) > 8 else None)
     axis.set(xlabel="timesteps", title=f"loss above the true {condition}'s, times 1000, and share of {items}")
     colour_bar(figure, image, axis, f"{items} where the true\n{condition} is preferred, percent")

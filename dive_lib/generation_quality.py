@@ -77,8 +77,9 @@ BETTER = {"frechet_distance": -1, "inception_score": 1, "precision": 1, "recall"
 def orders(rows: Mapping[str, Mapping], reading: str = "accuracy") -> dict[str, bool]:
     """Whether each measure puts the models (name -> values) in the same order as what DIVE reads off them.
 
-    reading: key of the latter. Equal values are no order: nothing agrees with them.
+    reading: key of the latter. Equal values are no order: nothing agrees with them. Measures that a model lacks are
+    left out.
     """
     pairs = list(combinations(rows.values(), 2))
     return {key: all((a[reading] - b[reading]) * sign * (a[key] - b[key]) > 0 for a, b in pairs)
-            for key, sign in BETTER.items()}
+            for key, sign in BETTER.items() if all(key in row for row in rows.values())}

@@ -58,7 +58,7 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
     """Figure 5 of the paper: a row per image, a column per method, the regenerated image last.
 
     rows: per image one cell for each name in `columns`. Below a cell with `dropped` stand the objects that
-    decoding dropped (`dropped_objects`), or a dash if there are none.
+    decoding dropped (`dropped_objects`), each after a dot, or a dash if there are none.
     """
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"each row needs {len(columns)} cells, one a column, got {list(map(len, rows))}")
@@ -73,6 +73,9 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
         if "dropped" in cell:
             axis.set_xlabel("\n".join(cell["dropped"]) or "\N{EN DASH}", fontsize=7.5, labelpad=2,
                             color=VERMILION if cell["dropped"] else MUTED)
+    for axis, row in zip(axes[:, 0], rows):
+        if "dropped" not in row[0] and any("dropped" in cell for cell in row):  # room for what the column is about
+            axis.set_xlabel("dropped:", fontsize=7.5, labelpad=2, loc="right", color=MUTED)
     for axis, lines in zip(axes[0], titles):
         axis.set_title("\n".join(lines), loc="center", fontsize=min(9.5, 76 / len(columns)))
     return axes[0, 0].figure
@@ -94,21 +97,25 @@ def image_grid(images: Sequence[torch.Tensor], titles: Sequence[str] | None = No
 
 
 def dropped_objects(dropped: Sequence[Mapping], grid: LayoutGrid) -> list[str]:
-    """A short text per object that `LayoutGrid.decode` dropped: "seven: [none] x2", "three: illegal box"."""
+    """A short text per object that `LayoutGrid.decode` dropped: "seven: x2 missing", "no class", "three: illegal box".
+
+    What is missing has [none] for its token.
+    """
     texts = []
     for record in dropped:
         none = [token == empty for token, empty in zip(record["tokens"], grid.none_tokens.tolist())]
         missing = [field for field, empty in zip(FIELDS, none) if empty and field != "class"]
-        name = "[none] class" if none[0] else grid.classes[record["tokens"][0]]
-        reason = ["[none] " + ("box" if len(missing) == 4 else ", ".join(missing))] if missing else []
+        name = "no class" if none[0] else grid.classes[record["tokens"][0]]
+        reason = ["no box" if len(missing) == 4 else ", ".join(missing) + " missing"] if missing else []
         if record["reason"] == "illegal":
             reason = ["illegal box"]
-        texts.append(": ".join([name, *reason]))
+        texts.append("; ".join([name, *reason]) if none[0] else ": ".join([name, *reason]))
     return texts
 
 
 def _small_print(texts, letters, most=5):
     """At most so many lines of so many letters; the texts that do not fit are counted."""
+    texts = [f"\N{BULLET} {text}" for text in texts]
     for shown in range(len(texts), -1, -1):
         rest = [f"and {len(texts) - shown} more"] if shown < len(texts) else []
         lines = [line for text in texts[:shown] for line in textwrap.wrap(text, letters)] + rest

@@ -18,13 +18,13 @@ from IPython.display import Image, Markdown, display
 
 from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, write_text
-from dive_lib.wording import interval
+from dive_lib.wording import interval, spelt
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-METHODS = {"dive": "DIVE, the paper's optimiser", "dive_best_search": "best search (ours: local, no prior)",
+METHODS = {"dive": "DIVE, straight-through", "dive_best_search": "best search (ours: local, no prior)",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
-           "monitored_in_vocabulary": "gradient outside it, monitor inside",
+           "monitored_in_vocabulary": "continuous gradient, discrete monitor",
            "without_both": "without both", "decoupled_prior": "decoupled priors (class, box)"}
 """Rows of the results table: key in metrics["detection"] -> name."""
 
@@ -63,6 +63,17 @@ CLASSIFIERS = {
 }
 """Rows of Table IV: key in metrics["classification"] -> name, in brackets the network that the paper has in this place,
 and the paper's accuracy on 2000 images of ImageNet."""
+
+
+PAPER_TABLE_6 = {
+    "classes": {"DiT-XL/2": {"accuracy": 77.2, "frechet_distance": 2.27, "inception_score": 278.24, "precision": 0.83,
+                             "recall": 0.57},
+                "LDM-4": {"accuracy": 62.7, "frechet_distance": 3.6, "inception_score": 247.67, "precision": 0.87,
+                          "recall": 0.48}},
+    "layouts": {"LDM-8": {"AP": 7.1, "frechet_distance": 18.36, "precision": 0.53, "recall": 0.63},
+                "LDM-8-S": {"AP": 4.5, "frechet_distance": 24.9, "precision": 0.45, "recall": 0.62}},
+}
+"""DIVE, Table VI: classes of ImageNet, layouts of COCO 2017; it gives no inception score for layouts."""
 
 
 def update_metrics(path: str | os.PathLike, section: str, values: Mapping, *, digits: int = 4) -> dict:
@@ -137,8 +148,10 @@ def existing_figures(profile: str, names: Sequence[str]) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def embedded(path: str | os.PathLike) -> Image:
+def embedded(path: str | os.PathLike, alt: str | None = None) -> Image:
     """A figure's PNG for display in a notebook: the same pixels in the 256 colours that serve it best.
+
+    alt: its alternative text, by default the file's name.
 
     These are a third of the bytes, since the page that shows every figure is loaded as a whole. The file itself keeps
     all its colours. Equal files give equal bytes. Transparency is dropped: figures have none.
@@ -148,7 +161,7 @@ def embedded(path: str | os.PathLike) -> Image:
         # Without k-means, the few pixels of a box's edge would get a colour of the photo behind it.
         palette = figure.convert("RGB").quantize(256, kmeans=3, dither=PIL.Image.Dither.NONE)
         palette.save(content, "PNG", optimize=True)
-    return Image(content.getvalue(), format="png")
+    return Image(content.getvalue(), format="png", alt=alt or spelt(Path(path).stem))
 
 
 def gallery(profile: str, captions: Mapping[str, str]) -> None:
@@ -159,7 +172,7 @@ def gallery(profile: str, captions: Mapping[str, str]) -> None:
     for name, caption in captions.items():
         for path in existing_figures(profile, [name]):
             notebook = name.split("/")[0]
-            display(Markdown(f"**{caption}** ([{notebook}]({notebook}.ipynb))"), embedded(path))
+            display(Markdown(f"**{caption}** ([{notebook}]({notebook}.ipynb))"), embedded(path, caption))
 
 
 def classification_rows(metrics: Mapping) -> list[dict]:

@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,17 @@ def stable(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
 
 
 def to_html(notebook: NotebookNode, title: str) -> str:
-    """The notebook as one HTML page with its images inside."""
+    """The notebook as one HTML page with its images inside, each with its alternative text (`figures.show`)."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="lab")
     exporter.require_js_url = exporter.jquery_url = ""  # only widgets need them
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
-    return page
+    # The template leaves these texts out, and the exporter then writes this one; images keep their order.
+    missing = 'alt="No description has been provided for this image"'
+    texts = iter([output.metadata.get("image/png", {}).get("alt") for cell in notebook.cells
+                  for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})])
+    return re.sub(missing, lambda found: f'alt="{escape(text)}"' if (text := next(texts, None)) else found[0], page)
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -169,7 +174,8 @@ def _clean(output: NotebookNode) -> NotebookNode:
     elif output.output_type == "error":
         output.traceback = [scrub(line) for line in output.traceback]
     else:
-        output.metadata = NotebookNode()
+        output.metadata = NotebookNode({kind: NotebookNode(alt=own["alt"]) for kind, own in output.metadata.items()
+                                        if isinstance(own, Mapping) and "alt" in own})
         for kind, content in output.data.items():
             if isinstance(content, str) and (kind.startswith("text/") or kind == "image/svg+xml"):
                 output.data[kind] = scrub(content)

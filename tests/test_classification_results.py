@@ -40,6 +40,16 @@ def test_accuracy_has_an_interval_that_repeats():
         results_of.bootstrap_interval([])
 
 
+def test_a_share_has_an_interval_also_where_all_are_right():
+    """Wilson's, with the value for 10 of 10 by the closed form n / (n + z^2)."""
+    low, high = results_of.wilson_interval(10, 10)
+    assert low == pytest.approx(100 * 10 / (10 + 1.959964 ** 2), abs=1e-3) and high == 100
+    assert results_of.wilson_interval(0, 10) == [0, pytest.approx(100 - low)]
+    assert results_of.wilson_interval(40, 50) == pytest.approx([66.96, 88.76], abs=0.01)  # as R's prop.test
+    with pytest.raises(ValueError, match="3 of 2"):
+        results_of.wilson_interval(3, 2)
+
+
 def test_a_row_is_compared_with_the_enumeration_on_the_same_images():
     row = results_of.evaluate_run(inverted()[::-1], enumeration(), resamples=50)
     assert row["accuracy"] == 25 and row["forward_equivalents"] == 10 and row["reused"] == 3
@@ -126,7 +136,8 @@ def test_every_figure_is_drawn(tmp_path):
     rng = np.random.default_rng(0)
     ways = [{"embeddings": rng.normal(size=(5, 4)), "classes": [0, 0, 1, 2, 2], "label": 1, "prediction": 2,
              "monitor": [[2, 0.5], [4, 0.4]]} for _ in range(4)]
-    bars = [row | {"name": "DIVE", "key": "dive", "paper": 77.2}, row | {"name": "a", "paper": None}]
+    bars = [row | {"name": "DIVE", "key": "dive", "paper": 77.2},
+            row | {"name": "a", "key": "resnet", "paper": None, "n_images": 2}]
     drawn = [class_figures.accuracy_bars(bars),
              class_figures.accuracy_against_cost(curves, [row | {"name": "fast"}]),
              class_figures.cost_against_classes([row | {"name": n, "classes": c} for n in "ab" for c in (10, 100)] +
@@ -134,6 +145,7 @@ def test_every_figure_is_drawn(tmp_path):
              class_figures.convergence([2, 4, 4], 4, [1, 2, 3], every=2),
              class_figures.embedding_paths(rng.normal(size=(3, 4)), ways, "xyz"),
              class_figures.confusion_matrix(results_of.confusion(results, 3), "xyz", "enumeration"),
-             class_figures.model_orders({"a": row, "b": row}, {"accuracy": "DIVE", "n_images": "images"})]
+             class_figures.model_orders({"a": row, "b": row}, {"accuracy": "DIVE", "n_images": "images"},
+                                        {"c": {"accuracy": 77.2}})]
     for k, figure in enumerate(drawn):
         assert figures.save(figure, tmp_path / f"{k}.png").stat().st_size > 2000

@@ -110,6 +110,12 @@ def test_bars_are_as_long_as_the_numbers():
     assert [list(line.get_xdata()) for line in here.lines] == [[29.0, 38.0]]
 
 
+def test_a_bars_number_stands_at_its_own_end():
+    row = ABLATION[0] | {"reference_AP": 90.0}
+    numbers = {text.get_text(): text.xy[0] for text in figures.ablation_bars([row]).axes[0].texts}
+    assert numbers == {"33.3": 38.0, "49.7": 49.7}, "and not at DIVE's AP on the row's images"
+
+
 def test_gap_heatmap_shows_gap_and_share():
     figure = figures.gap_heatmap(GAPS)
     shown = texts(figure)
@@ -164,20 +170,24 @@ def test_labels_keep_apart():
 
 def test_dropped_objects_are_named():
     none = GRID.none_tokens.tolist()
-    tokens = torch.tensor([[2, 3, none[2], 5, 9], [1, 9, 9, 4, 20], [none[0], 3, 4, 9, 9], [0, *none[1:]]])
+    tokens = torch.tensor([[2, 3, none[2], 5, 9], [1, 9, 9, 4, 20], [none[0], 3, 4, 9, 9], [0, *none[1:]],
+                           [*none[:3], 9, 9]])
     dropped = GRID.decode(tokens).dropped
-    assert pictures.dropped_objects(dropped, GRID) == ["seven: [none] y1", "one: illegal box", "[none] class",
-                                                       "zero: [none] box"]
+    assert pictures.dropped_objects(dropped, GRID) == ["seven: y1 missing", "one: illegal box", "no class",
+                                                       "zero: no box", "no class; x1, y1 missing"]
 
 
 def test_comparison_lists_dropped_objects_and_shortens_the_list():
     rows = [[cell(dropped=[]), cell(dropped=[f"object {k}" for k in range(6)])]]
     figure = pictures.comparison_grid(rows, ["a", "b"])
     assert figure.axes[0].get_xlabel() == "\u2013"
-    assert figure.axes[1].get_xlabel() == "object 0\nobject 1\nobject 2\nobject 3\nand 2 more"
+    assert figure.axes[1].get_xlabel() == \
+        "\u2022 object 0\n\u2022 object 1\n\u2022 object 2\n\u2022 object 3\nand 2 more"
+    under = pictures.comparison_grid([[cell(), cell(dropped=["object"])]], ["truth", "a"]).axes[0]
+    assert under.get_xlabel() == "dropped:"
     with pytest.raises(ValueError, match="3 cells.*2"):
         pictures.comparison_grid(rows, ["a", "b", "c"])
-    long = [[cell(dropped=["[none] class: [none] x1, y1, y2"] * 4) for _ in range(7)]]
+    long = [[cell(dropped=["no class; x1, y1, y2 missing"] * 4) for _ in range(7)]]
     lines = pictures.comparison_grid(long, list("abcdefg")).axes[0].get_xlabel().splitlines()
     assert max(map(len, lines)) <= 20, "texts of neighbouring columns must not meet"
     assert len(lines) == 5 and lines[-1] == "and 2 more", "nor of neighbouring rows"
@@ -207,3 +217,5 @@ def test_show_saves_a_figure_and_shows_the_saved_file(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "display", shown.append)
     figures.show(pictures.image_grid([image()]), tmp_path / "a.png")
     assert [image.data for image in shown] == [(tmp_path / "a.png").read_bytes()]
+    figures.show(figures.gap_heatmap(GAPS), tmp_path / "all_gaps.png")
+    assert shown[1].alt.startswith("all gaps: loss above the true layout's, times 1000, and share of scenes; timesteps")

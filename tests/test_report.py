@@ -56,7 +56,7 @@ def test_a_number_that_is_none_is_refused(tmp_path):
 
 def test_table_shows_present_rows_beside_the_paper():
     lines = report.results_table(METRICS).splitlines()
-    assert lines[2] == ("| DIVE, the paper's optimiser | **33.3** [29.0, 38.0] | 49.7 | 160 |  | 1,850 "
+    assert lines[2] == ("| DIVE, straight-through | **33.3** [29.0, 38.0] | 49.7 | 160 |  | 1,850 "
                         "| 10.3 / 14.0 |")
     assert lines[3] == "| best search (ours: local, no prior) | **42.0** | 61.0 | 160 |  | 900 | \u2013 |"
     assert len(lines) == 4 and {line.count("|") for line in lines} == {8}

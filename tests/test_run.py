@@ -83,6 +83,17 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert "commits" in timings
 
 
+def test_the_page_has_the_alternative_texts_of_the_figures():
+    shown = {"image/png": "iVBORw0KGgo=", "text/plain": "<Image>"}
+    told = {"image/png": {"alt": 'AP "by" steps', "width": 3}, "scrolled": True}
+    pictures = [nbformat.v4.new_output("display_data", shown, metadata=metadata) for metadata in ({}, told)]
+    kept = [run._clean(output).metadata for output in pictures]
+    assert kept == [{}, {"image/png": {"alt": 'AP "by" steps'}}]
+    cells = [nbformat.v4.new_code_cell("show()", outputs=pictures)]
+    page = run.to_html(nbformat.v4.new_notebook(cells=cells), "toy")
+    assert page.count('alt="No description') == 1 and page.count('alt="AP &quot;by&quot; steps"') == 1
+
+
 def test_a_failing_cell_keeps_the_old_report(tmp_path, capsys):
     source = notebook(tmp_path, TOY)
     old = files.write_text(paths.reports("smoke") / "01_toy.ipynb", "old")

@@ -1,6 +1,8 @@
 """How intervals and backbones are worded."""
 
-from dive_lib.wording import in_words, interval
+import matplotlib.pyplot as plt
+
+from dive_lib.wording import alternative_text, in_words, interval, spelt, standing
 
 
 def test_backbones_are_named_in_words():
@@ -12,3 +14,28 @@ def test_backbones_are_named_in_words():
 
 def test_an_interval_has_as_many_digits_as_asked_for():
     assert interval([63.66, 68.34]) == "[63.7, 68.3]" and interval((-0.051, 0.449, 1), 2) == "[-0.05, 0.45, 1.00]"
+
+
+def test_only_an_interval_without_zero_is_a_difference():
+    assert [standing(ends) for ends in ([-2, -1], [-2, 0], [-1, 1], [0, 1], [0.1, 2])] == \
+        ["below", "level with", "level with", "level with", "above"]
+    assert standing([1, 2], ("less", "as much", "more")) == "more"
+
+
+def test_keys_are_spelt_in_words():
+    assert spelt("moved_16px") == "moved 16 px" and spelt("null_class") == "null class"
+
+
+def test_a_figure_is_told_by_its_texts():
+    figure, (left, right) = plt.subplots(1, 2)
+    plt.close(figure)
+    left.set(title="cost", xlabel="steps", ylabel="loss,\npercent")
+    right.set(title="cost", xlabel="$x$")
+    right.plot([1], label="DIVE")
+    right.legend()
+    assert alternative_text(figure) == "cost; steps; loss, percent; x; DIVE"
+    assert alternative_text(figure, most=15) == "cost; steps ..."
+    scheme, axis = plt.subplots()
+    plt.close(scheme)
+    axis.text(0, 0, "encoder\n$\\mathrm{NN}(v_\\theta)$")
+    assert alternative_text(scheme) == "encoder NN(v_theta)"
