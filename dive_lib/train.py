@@ -178,7 +178,8 @@ def _resume(path: Path, model, optimizer, parameters, average, kept) -> list[flo
         average[name].copy_(tensors[f"average.{name}"])
         if f"early.{name}" in tensors:
             kept[name] = tensors[f"early.{name}"].to(parameter.device)
-        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
-                                      for key in ("step", "exp_avg", "exp_avg_sq")}  # of the fused AdamW, all of them
+        state = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        if state["step"] is not None:  # what had no gradient yet, as a codebook before it is used, has no state
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     torch.set_rng_state(tensors["generator"])
     return tensors["losses"].tolist()

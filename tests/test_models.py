@@ -10,6 +10,7 @@ from dive_lib.first_stage import FirstStage, device, reconstruction_loss
 from dive_lib.layout_prior import DecoupledPrior, LayoutPrior
 from dive_lib.parameters import load, named
 from dive_lib.schedule import NoiseSchedule, draw_timesteps, evenly_spaced
+from dive_lib.train import TrainingConfig, train
 from tests import tiny
 
 
@@ -178,6 +179,25 @@ def test_codebook_is_filled_from_latents_and_stays_in_use():
     for step in (1, 2, 3):
         objective(model, step, torch.Generator().manual_seed(step)).backward()
     assert model.codes(data).unique().numel() >= 12
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_first_stage_stopped_before_its_codebook_is_used_goes_on(tmp_path, parts):
+    """Until then the codebook has no gradient, and the optimiser no state of it."""
+    data = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    config = TrainingConfig(steps=6, lr=0.002, batch_size=4, parts=parts)
+
+    def trained(folder, *stops):
+        for stop in (*stops, None):
+            model = first_stage()
+            losses = train(model, reconstruction_loss(lambda g: data[torch.randint(64, (4,), generator=g)],
+                                                      quantize_from=3, restart_every=2),
+                           config, scratch=tmp_path / folder, identity="x", stop_after=stop)
+        return losses, model.state_dict()
+
+    losses, whole = trained("whole")
+    again, continued = trained("parts", 1, 3, 5)
+    assert losses == again and all(torch.equal(value, continued[name]) for name, value in whole.items())
 
 
 def test_schedule_is_ldms():
