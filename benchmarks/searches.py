@@ -4,9 +4,11 @@
     python -m benchmarks.searches --only straight_through local
 
 The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
-differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. `relative_cost`
-is that in forward-equivalents to the reference's. A candidate is a row of CANDIDATES; results gather in
-runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is never looked at.
+differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. `difference` is
+AP less the reference's on the same images, with a paired bootstrap interval: only one that leaves zero out is an
+effect. `relative_cost` is the cost in forward-equivalents over the reference's. A candidate is a row of CANDIDATES;
+results gather in runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is
+never looked at.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import torch
 
 from benchmarks import measure
 from dive_lib import checkpoint, dataset, detections, parameters, paths
-from dive_lib.detection_results import evaluate_run
+from dive_lib.detection_results import detections_of, evaluate_run
+from dive_lib.evaluation import paired_bootstrap
 from dive_lib.files import read_json
 from dive_lib.image_runs import forget, seconds_per_image
 from dive_lib.inversion import InversionConfig, monitor_pairs
@@ -59,18 +62,24 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parser.parse_args(arguments)
     data = dataset.load(options.profile)
     truth, ids = data.annotations("val"), data.subsets["tuning"][:options.images]
-    rows = []
+    rows, reference = [], None
     for name in options.only:
         results = measured(name, CANDIDATES[name], options, data, ids)
         row = evaluate_run(truth, results, ids)
-        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
+        if name == "straight_through":
+            reference = results
+        paired = {"difference": None, "difference_ci95": None}
+        if reference and results is not reference:
+            compared = paired_bootstrap(truth, detections_of(results), detections_of(reference), ids, resamples=500)
+            paired = {"difference": compared["AP_difference"], "difference_ci95": compared["AP_difference_ci95"]}
+        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"], **paired,
                      "forward_equivalents": row["forward_equivalents"],
                      "prior_forward_equivalents": row["prior_forward_equivalents"],
                      "seconds_per_image": seconds_per_image(results, options.workers)})
         print(measure.markdown(rows[-1:]))
-    reference = next((r["forward_equivalents"] for r in rows if r["search"] == "straight_through"), None)
+    cost = next((r["forward_equivalents"] for r in rows if r["search"] == "straight_through"), None)
     for row in rows:
-        row["relative_cost"] = row["forward_equivalents"] / reference if reference else None
+        row["relative_cost"] = row["forward_equivalents"] / cost if cost else None
     settings = {"profile": options.profile, "subset": "tuning", "split": "val", "images": len(ids),
                 "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
     weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")

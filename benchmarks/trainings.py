@@ -88,7 +88,8 @@ def trained(profile: str, seed: int) -> dict[str, float]:
     for name in CHAIN:  # before the folders change: the key names the report's state, and everything upstream
         settings = {"seed": str(seed)} if name in TRAINED else {}
         notebook = paths.notebooks() / f"{name}.ipynb"
-        key = sweep.hash_of([key, sweep.source_state(notebook, profile), parameters.resolve(notebook, profile, settings)])
+        values = parameters.resolve(notebook, profile, settings)
+        key = sweep.hash_of([key, sweep.source_state(notebook, profile), values])
         keys[name] = key, notebook, settings
     with sweep.own_folders(folder, profile, [notebook for _, notebook, _ in keys.values()]):
         for name, (key, notebook, settings) in keys.items():

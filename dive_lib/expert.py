@@ -109,7 +109,7 @@ class VitExpert(ImageNetExpert):
         return super().identity | {"sides": list(self.sides)}
 
     def maps(self, normalised: torch.Tensor) -> dict[str, torch.Tensor]:
-        resized = F.interpolate(normalised, (VIT_SIDE, VIT_SIDE), mode="bicubic", antialias=True)
+        resized = F.interpolate(normalised, (VIT_SIDE, VIT_SIDE), mode="bilinear", align_corners=False)
         keywords = {"interpolate_pos_encoding": True} if self.name == "dino" else {}
         hidden = self.network(resized, output_hidden_states=True, **keywords).hidden_states  # embeddings, then blocks
         grid = VIT_SIDE // self.network.config.patch_size
@@ -117,5 +117,5 @@ class VitExpert(ImageNetExpert):
         for stage, side in zip(self.stages, self.sides):
             tokens = hidden[int(stage.removeprefix("block")) + 1][:, 1:]
             own = tokens.mT.unflatten(2, (grid, grid))
-            maps[stage] = F.interpolate(own, (side, side), mode="bilinear", antialias=True)
+            maps[stage] = F.interpolate(own, (side, side), mode="bilinear", align_corners=False)
         return maps

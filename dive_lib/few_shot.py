@@ -26,7 +26,7 @@ class FewShot:
 
     def __init__(self, bench: Bench, part: FewShotSet, head: Mapping):
         self.bench, self.part, self.head = bench, part, dict(head)
-        self.text = bench.text(part.classes)
+        self.text = bench.text(part.classes, part.templates)
         self._pooled: dict = {}
 
     def u_head(self, source: Mapping, shots: int, draw: int, split: str = "test", **changed) -> np.ndarray:

@@ -34,14 +34,21 @@ SETS = {  # name: folder under the root, folder of the images in it, list
     "digits": ("digits", "", "split_zhou_Digits.json"),
 }
 SPLITS = ("train", "val", "test")
+TEMPLATES = {  # CoOp's phrasing of each set's classes; of others "a photo of a {}."
+    "Pets": "a photo of a {}, a type of pet.", "Flowers102": "a photo of a {}, a type of flower.",
+    "Aircraft": "a photo of a {}, a type of aircraft.", "DTD": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.", "Food101": "a photo of {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.", "digits": "a photo of {}"}
 
 
 @dataclass
 class FewShotSet:
-    """classes: names in words, in the order of the labels. val may be empty in published sets: ImageNet has none."""
+    """classes: names in words, in the order of the labels. val may be empty in published sets: ImageNet has none.
+    templates: phrasings with one {} for the name, over which a class's text is averaged."""
 
     name: str
     classes: tuple[str, ...]
+    templates: tuple[str, ...]
     train: ClassImages
     val: ClassImages
     test: ClassImages
@@ -49,6 +56,9 @@ class FewShotSet:
 
 def read(root: Path | str, name: str, image_size: int) -> FewShotSet:
     """Reads the lists of one of SETS and checks that every image is there. Images are centre crops.
+
+    A file `templates.txt` in the set's folder, a phrasing per line, takes the place of the one in TEMPLATES: the
+    published program averages over one for Pets to dozens for ImageNet, those of CLIP's prompts.
 
     Raises ClassFolderError, naming the file, the record and where to get the set.
     """
@@ -69,7 +79,19 @@ def read(root: Path | str, name: str, image_size: int) -> FewShotSet:
         labels = torch.tensor([label for _, label in entries[split]], dtype=torch.long)
         names = [path for path, _ in entries[split]]
         parts[split] = ClassImages(folder / images, classes, names, labels, image_size, 3)
-    return FewShotSet(name, classes, **parts)
+    return FewShotSet(name, classes, read_templates(folder / "templates.txt", name), **parts)
+
+
+def read_templates(path: Path, name: str) -> tuple[str, ...]:
+    """The phrasings of a set: of its own file, or of TEMPLATES. Raises ClassFolderError for a line without one {}."""
+    if not path.is_file():
+        return (TEMPLATES.get(name, "a photo of a {}."),)
+    lines = tuple(_lines(path, name))
+    wrong = [line for line in lines if line.count("{}") != 1]
+    if wrong or not lines:
+        raise ClassFolderError(f"{shorten(path)}: {wrong[0] if wrong else ''!r} has not one {{}} for the class's name; "
+                               "write a phrasing per line, or remove the file")
+    return lines
 
 
 def draw_shots(labels: torch.Tensor, shots: int, seed: int) -> list[int]:

@@ -24,8 +24,8 @@ class InversionConfig:
     metric: "cosine" or "l2". exclude_none: search among the entries other than [none]. legal: search among legal
     layouts only: illegal boxes are opened in the forward pass, and the monitor reads whole objects (off in the paper).
     monitor_pairs, monitor_every: size and interval of the fixed-noise monitor; with 0 pairs the fixed pairs
-    themselves are the monitor (published code). monitor_start: it also evaluates the start (published code: only the
-    ends of the loops). monitor_nearest: it evaluates NN(v); off, it evaluates v (published code without
+    themselves are the monitor (published code). monitor_start: it also evaluates the start (the paper's monitor begins
+    after a loop over the timesteps). monitor_nearest: it evaluates NN(v); off, it evaluates v (published code without
     in_vocabulary). patience: stop an image when its monitor has not fallen for so many steps (0: never).
     memoise: reuse what is known of a (state, pair). memo_states: for so many of the latest states (0: for all).
     antithetic: every second noise of the fixed pairs and of the monitor's is the opposite of the one before. seed: of
@@ -52,7 +52,7 @@ class InversionConfig:
     legal: bool = False
     monitor_pairs: int = 200
     monitor_every: int = 4
-    monitor_start: bool = True
+    monitor_start: bool = False
     monitor_nearest: bool = True
     patience: int = 0
     memoise: bool = True

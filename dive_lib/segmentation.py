@@ -1,8 +1,10 @@
 """Open-vocabulary segmentation: a pyramid head over frozen features whose pixels are compared with class texts.
 
-Published are a convolution, group norm and SiLU for every scale, a Semantic-FPN head with 768 output channels, and
-cross entropy of cosine similarities at temperature 0.02; the head's own code is not. So this is the published design as
-far as it is known, with `refine` doublings of the map at its end, which small images need.
+Published are a convolution, group norm and SiLU for every scale, a Semantic-FPN head with 768 output channels
+(TextFPNHead), and cross entropy of cosine similarities at temperature 0.02, with similarities enlarged to the labels'
+size as mmseg does; of the head that the last configuration names (LightTextFPNHead) there is no code. Kind "fpn" with
+`full_size` is that design. "pyramid" smooths each scale once and compares on the head's map, with `refine` doublings at
+its end: for small images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,22 +30,22 @@ class PyramidHead(nn.Module):
     """Scales [(B, C, h, w)], coarse to fine, and an expert's maps -> embeddings (B, d, H, W), H = 2^refine h_finest.
 
     channels, expert: of the scales and of the expert's maps, which join the finest scales. width: of every scale.
-    kind: "pyramid", or "finest": the finest scale alone without 3 x 3 convolutions, the linear control.
+    kind: "pyramid"; "fpn": a scale rises to the finest by convolutions with a doubling after each, one for each halving
+    between them; or "finest": the finest scale alone without 3 x 3 convolutions, the linear control.
     """
 
     def __init__(self, channels: Sequence[int], expert: Sequence[int], embedding: int, *, width: int = 256,
                  refine: int = 0, kind: str = "pyramid"):
         super().__init__()
-        if kind not in ("pyramid", "finest"):
-            raise ValueError(f"segmentation head {kind!r} is unknown; choose pyramid, finest or adapter")
+        if kind not in ("pyramid", "fpn", "finest"):
+            raise ValueError(f"segmentation head {kind!r} is unknown; choose pyramid, fpn, finest or adapter")
         self.kind, skipped = kind, len(channels) - len(expert)
         self.adapters = nn.ModuleList(Adapter(c) for c in expert)
         joined = [c + (expert[k - skipped] if k >= skipped else 0) for k, c in enumerate(channels)]
         self.blocks = nn.ModuleList(FuseBlock(c, width) for c in joined)
-        steps = len(channels) + refine if kind == "pyramid" else 0
-        self.smooth = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False),
-                                                  nn.GroupNorm(min(32, width), width), nn.SiLU()) for _ in range(steps))
-        self.out = nn.Conv2d(width if kind == "pyramid" else joined[-1], embedding, 1)
+        halvings = [len(channels) - 1 - k if kind == "fpn" else 0 for k in range(len(channels))] + [0] * refine
+        self.smooth = nn.ModuleList(smoothing(width, count) for count in halvings if kind != "finest")
+        self.out = nn.Conv2d(joined[-1] if kind == "finest" else width, embedding, 1)
 
     def forward(self, scales: Sequence[torch.Tensor], expert: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         maps, skipped = list(scales), len(scales) - len(expert)
@@ -60,6 +62,15 @@ class PyramidHead(nn.Module):
         return self.out(x)
 
 
+def smoothing(width: int, doublings: int) -> nn.Sequential:
+    """3 x 3 convolutions with group norm and SiLU: one, or as many as doublings of the map, each before its own."""
+    parts: list[nn.Module] = []
+    for _ in range(max(1, doublings)):
+        parts += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(min(32, width), width), nn.SiLU()]
+        parts += [nn.Upsample(scale_factor=2, mode="bilinear")] if doublings else []
+    return nn.Sequential(*parts)
+
+
 class PixelAdapter(AdapterHead):
     """The published baselines' head at every place of the finest scale, to whose size the others are enlarged."""
 
@@ -70,8 +81,8 @@ class PixelAdapter(AdapterHead):
 
 
 class Segmentation:
-    """Training and tests. head: {"kind": of PyramidHead or "adapter", "width", "refine"} and settings of
-    `task_bench.training`."""
+    """Training and tests. head: {"kind": of PyramidHead or "adapter", "width", "refine", "full_size": whether the loss
+    is on labels of the images' size, or of the head's map} and settings of `task_bench.training`."""
 
     def __init__(self, bench: Bench, head: Mapping):
         self.bench, self.head = bench, dict(head)
@@ -102,6 +113,9 @@ class Segmentation:
         def loss_of(model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
             index = torch.randint(len(scales), (settings["batch_size"],), generator=generator)
             embeddings = model(*scales.take(index))
+            if settings["full_size"]:
+                labels = places[self.labels(self.train_images, index, self.train_images.image_size)]
+                return enlarged_loss(embeddings, text, labels.to(embeddings.device))
             labels = places[self.labels(self.train_images, index, embeddings.shape[-1])]
             valid = (labels != IGNORED).to(embeddings.device)
             return text_loss(embeddings.permute(0, 2, 3, 1)[valid], text, labels.to(embeddings.device)[valid],
@@ -150,6 +164,13 @@ class Segmentation:
                 answers = names[nearest_text(logits - handicap * less, size)]
                 own.append(overlaps(answers, labels, len(images.classes)))
         return [torch.cat(own) for own in rows]
+
+
+def enlarged_loss(embeddings: torch.Tensor, text: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`text_loss` of embeddings (B, d, h, w), whose similarities are enlarged to labels (B, S, S); a scalar."""
+    logits = similarity_logits(embeddings.permute(0, 2, 3, 1), text, scale=SEGMENTATION["scale"]).permute(0, 3, 1, 2)
+    logits = F.interpolate(logits / SEGMENTATION["temperature"], labels.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
 def nearest_text(similarities: torch.Tensor, size: int) -> torch.Tensor:

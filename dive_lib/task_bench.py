@@ -117,12 +117,13 @@ class Bench:
     def _prompted(self, kind: str | None) -> str:
         return fingerprint(kind, self.captioner.identity) if kind == "blip" else kind or ""
 
-    def text(self, names: Sequence[str]) -> torch.Tensor:
-        """(K, d) unit vectors of class names, encoded once: hundreds of names in fourteen phrasings take a while."""
-        names = tuple(names)
-        if names not in self._named:
-            self._named[names] = self.encoder.encode(names)
-        return self._named[names]
+    def text(self, names: Sequence[str], templates: Sequence[str] = ()) -> torch.Tensor:
+        """(K, d) unit vectors of class names, encoded once: hundreds of names in fourteen phrasings take a while.
+        templates: in place of the bench's."""
+        key = tuple(names), tuple(templates)
+        if key not in self._named:
+            self._named[key] = self.encoder.encode(names, templates)
+        return self._named[key]
 
     def train_head(self, head: torch.nn.Module, loss_of: Callable, config: TrainingConfig, *, task: str,
                    identity: str) -> torch.nn.Module:
@@ -164,7 +165,9 @@ def differing(changes: Mapping[str, tuple[dict, dict]], chosen: dict, head: Mapp
 
 
 def training(settings: Mapping, images: int, seed: int) -> TrainingConfig:
-    """settings: {"steps": or 0 for "epochs" of all images, "epochs", "batch_size", "lr", "weight_decay"}."""
+    """settings: {"steps": or 0 for "epochs" of all images, "epochs", "batch_size", "lr", "weight_decay", "schedule",
+    "clip"}, the latter two as in TrainingConfig."""
     steps = settings["steps"] or settings["epochs"] * -(-images // settings["batch_size"])
     return TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"], ema=0.0,
+                          schedule=settings["schedule"], clip=settings["clip"],
                           weight_decay=settings["weight_decay"], seed=seed)

@@ -1,7 +1,8 @@
 """Heads over frozen features, trained by similarity to class texts: few-shot classification and sketch retrieval.
 
 A U-head reads all scales. A baseline on the same footing reads one vector, the means of all scales, through a
-bottleneck (width to a quarter, then to the text space), as the baselines of the published code. A linear probe is
+bottleneck (width to a quarter, then to the text space), as the baselines of the published code for retrieval (those
+for few-shot classification end in a linear classifier). A linear probe is
 scikit-learn's logistic regression on one stage.
 """
 
@@ -24,8 +25,8 @@ FINEST = 256  # published width of the finest scale
 
 
 class AdapterHead(nn.Module):
-    """The published baselines' head: mean over all places of every scale, C -> C/4 -> text space, no bias. The
-    normalisation before it is ours: scales of different networks differ in size."""
+    """The head of the published baselines of retrieval: mean over all places of every scale, C -> C/4 -> text space, no
+    bias. The normalisation before it is ours: scales of different networks differ in size."""
 
     def __init__(self, channels: Sequence[int], embedding: int):
         super().__init__()
@@ -56,7 +57,8 @@ def make(scales: Scales, embedding: int, settings: dict, seed: int) -> nn.Module
 def fit(bench: Bench, head: nn.Module, parts: Sequence[tuple[Scales, Sequence[int], torch.Tensor]],
         text: torch.Tensor, loss: dict, config: TrainingConfig, *, task: str) -> nn.Module:
     """Trains a head in place. parts: (scales, indices, their labels (n,)) of each kind of image, of which every batch
-    has equally many. text (K, d) of the classes. loss: scale and temperature (`u_head.RETRIEVAL` and others). task: see
+    has equally many, drawn with replacement; published: passes through shuffled lists, and for TU-Berlin six sketches
+    to 54 photos. text (K, d) of the classes. loss: scale and temperature (`u_head.RETRIEVAL` and others). task: see
     `Bench.train_head`."""
     targets = text.to(device())
     share = max(1, config.batch_size // len(parts))

@@ -1,6 +1,6 @@
 """Where class names lie in a text space: the targets of Vermouth's heads.
 
-Two encoders with one interface, `encode(names) -> (K, width)` unit vectors:
+Two encoders with one interface, `encode(names, templates) -> (K, width)` unit vectors:
 
 AttributeWords  for the mini profile: no download and no learning. A word is a fixed random direction; a name is the
                 normalised sum of its words. So "red three" lies between "red" and "three", and a combination never
@@ -21,7 +21,7 @@ from dive_lib.first_stage import device
 CLIP_SOURCE = "huggingface.co/openai/clip-vit-large-patch14"
 CLIP_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json")
 PHOTO = ("a photo of {}",)  # retrieval's template
-# Fourteen phrasings as in the published segmentation code: photo and scene, plain and in three sizes. Words ours.
+# The fourteen phrasings of the published segmentation code: photo and scene, plain and in three sizes.
 SEGMENTATION = ("a photo of a {}.", "This is a photo of a {}", "There is a {} in the scene",
                 "There is the {} in the scene", "a photo of a {} in the scene", "a photo of a small {}.",
                 "a photo of a medium {}.", "a photo of a large {}.", "This is a photo of a small {}.",
@@ -46,8 +46,8 @@ class AttributeWords:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed} {word.lower()}".encode()).digest()[:7])
         return F.normalize(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0)
 
-    def encode(self, names: Sequence[str]) -> torch.Tensor:
-        """Unit vectors (K, width) of the names. Raises ValueError for a name without a word."""
+    def encode(self, names: Sequence[str], templates: Sequence[str] = ()) -> torch.Tensor:
+        """Unit vectors (K, width) of the names, whatever the templates. Raises ValueError for one without a word."""
         empty = [name for name in names if not name.split()]
         if empty:
             raise ValueError(f"class name {empty[0]!r} has no word to encode; give every class a name")
@@ -80,11 +80,12 @@ class ClipText:
                 "templates": list(self.templates), "pooling": self.pooling}
 
     @torch.no_grad()
-    def encode(self, names: Sequence[str]) -> torch.Tensor:
-        """Unit vectors (K, width) of the names, averaged over the templates."""
+    def encode(self, names: Sequence[str], templates: Sequence[str] = ()) -> torch.Tensor:
+        """Unit vectors (K, width) of the names: the mean over the templates (or those of this call), as published of
+        vectors as they are."""
         encoded = []
         for name in names:
-            texts = [template.format(name) for template in self.templates]
+            texts = [template.format(name) for template in templates or self.templates]
             tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(
                 self.model.device)
             output = self.model(**tokens)
@@ -93,7 +94,7 @@ class ClipText:
             else:
                 ends = (tokens["input_ids"] == self.tokenizer.eos_token_id).int().argmax(1)
                 vectors = output.last_hidden_state[torch.arange(len(texts)), ends]
-            encoded.append(F.normalize(F.normalize(vectors.float(), dim=1).mean(0), dim=0))
+            encoded.append(F.normalize(vectors.float().mean(0), dim=0))
         return torch.stack(encoded).cpu()
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 WIDTHS = {"pico": (256, 256, 256, 256), "tiny": (1024, 768, 512, 256), "small": (1024, 768, 512, 256)}
 ADD_WIDTH = 512
+FINE = 2  # scales whose second part has a 3 x 3 convolution (fusion "small")
 FUSIONS = (*WIDTHS, "add")
 SCALE = 4.6052  # ln 100, which the published retrieval code multiplies by without taking its exponential
 RETRIEVAL = {"scale": SCALE, "temperature": 0.2}
@@ -30,31 +31,35 @@ class Adapter(nn.Sequential):
 
 
 class FuseBlock(nn.Module):
-    """1 x 1 convolution, group norm, SiLU; `second`: the same again, added (fusion "small")."""
+    """1 x 1 convolution, group norm, SiLU. second: side of the kernel of another such part, which is added before one
+    more SiLU (fusion "small"); 0 for none."""
 
-    def __init__(self, before: int, width: int, *, second: bool = False, groups: int = 32):
+    def __init__(self, before: int, width: int, *, second: int = 0, groups: int = 32):
         super().__init__()
-        self.stage1 = self._part(before, width, groups)
-        self.stage2 = self._part(width, width, groups) if second else None
+        self.stage1 = self._part(before, width, 1, groups)
+        self.stage2 = self._part(width, width, second, groups) if second else None
 
     @staticmethod
-    def _part(before: int, width: int, groups: int) -> nn.Sequential:
-        convolution = nn.Conv2d(before, width, 1, bias=False)
+    def _part(before: int, width: int, side: int, groups: int) -> nn.Sequential:
+        convolution = nn.Conv2d(before, width, side, padding=side // 2, bias=False)
         nn.init.kaiming_normal_(convolution.weight)
         return nn.Sequential(convolution, nn.GroupNorm(min(groups, width), width), nn.SiLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage1(x)
-        return x if self.stage2 is None else x + self.stage2(x)
+        return x if self.stage2 is None else F.silu(x + self.stage2(x))
 
 
 class HighToLow(nn.Module):
-    """Maps, coarse to fine, fused into the coarsest: [(B, C_k, h_k, w_k)] -> (B, widths[0], h_0, w_0)."""
+    """Maps, coarse to fine, fused into the coarsest: [(B, C_k, h_k, w_k)] -> (B, widths[0], h_0, w_0). second: blocks
+    have a second part, of 3 x 3 convolutions on the two finest scales."""
 
     def __init__(self, channels: Sequence[int], widths: Sequence[int], *, second: bool = False):
         super().__init__()
         finer = [*widths[1:], 0]  # what arrives from the next finer scale
-        self.blocks = nn.ModuleList(FuseBlock(c + f, w, second=second) for c, f, w in zip(channels, finer, widths))
+        sides = [(3 if k >= len(widths) - FINE else 1) if second else 0 for k in range(len(widths))]
+        self.blocks = nn.ModuleList(FuseBlock(c + f, w, second=side)
+                                    for c, f, w, side in zip(channels, finer, widths, sides))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         x = None

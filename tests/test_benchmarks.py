@@ -152,6 +152,14 @@ def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):
         assert all(len(r[f"{quality}_ci95"]) == 2 and r["seconds_per_image"] > 0 for r in rows)
 
 
+def test_searches_are_compared_with_the_reference_on_the_same_images(smoke):
+    result = searches.main(["--profile", "smoke", "--images", "2", "--workers", "1", "--out", str(smoke),
+                            "--only", "straight_through", "prior_weight_0"])
+    reference, other = result["rows"]
+    assert reference["difference"] is None and reference["relative_cost"] == 1
+    assert other["difference"] == pytest.approx(other["AP"] - reference["AP"]) and len(other["difference_ci95"]) == 2
+
+
 def test_settings_of_classification_are_compared(smoke):
     names = ["enumeration", "exact", "half_rate", "all_timesteps", "without_in_vocabulary"]
     result = class_searches.main(["--profile", "smoke", "--images", "4", "--workers", "1", "--out", str(smoke),

@@ -80,6 +80,15 @@ def test_small_has_a_second_stage_and_pico_is_narrow():
     assert sizes["pico"] < sizes["add"] < sizes["tiny"] < sizes["small"]
 
 
+def test_the_second_stage_is_the_published_one():
+    """Its sum passes one more SiLU, and on the two finest of four scales its kernel has nine places."""
+    head = u_head.UHead([8] * 4, 16, fusion="small", widths=[32] * 4)
+    assert [block.stage2[0].kernel_size for block in head.fuse.blocks] == [(1, 1), (1, 1), (3, 3), (3, 3)]
+    block, x = head.fuse.blocks[3], torch.randn(1, 8, 4, 4)
+    first = block.stage1(x)
+    torch.testing.assert_close(block(x), torch.nn.functional.silu(first + block.stage2(first)))
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"fusion": "huge"}, "fusion 'huge'.*pico, tiny, small, add"),
     ({"expert": [8, 8, 8]}, "expert of 3 maps cannot join 2 scales")])

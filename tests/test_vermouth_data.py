@@ -107,6 +107,19 @@ def test_zhou_lists(tmp_path):
     pets(tmp_path)
     part = few_shot_data.read(tmp_path, "Pets", 8)
     assert part.classes == ("a b", "c") and part.train.load_images([0, 1]).shape == (2, 3, 8, 8)
+    assert part.templates == ("a photo of a {}, a type of pet.",)
+
+
+def test_a_set_may_have_phrasings_of_its_own(tmp_path):
+    pets(tmp_path)
+    own = tmp_path / "oxford_pets" / "templates.txt"
+    own.write_text("a {}.\n\nmy {}\n")
+    assert few_shot_data.read(tmp_path, "Pets", 8).templates == ("a {}.", "my {}")
+    own.write_text("a {}.\nno name\n")
+    with pytest.raises(ClassFolderError, match="templates.txt: 'no name' has not one {}"):
+        few_shot_data.read(tmp_path, "Pets", 8)
+    assert all(text.count("{}") == 1 for text in few_shot_data.TEMPLATES.values())
+    assert few_shot_data.TEMPLATES.keys() <= few_shot_data.SETS.keys()
 
 
 @pytest.mark.parametrize("name, images, listed", [  # as CoOp's DATASETS.md lays them out

@@ -18,7 +18,7 @@ BATCH = 8
 SOURCE = {"backbone": "stable_diffusion", "t": 50, "group": "mid+up"}
 EXPERT = SOURCE | {"expert": "resnet18"}
 PYRAMID = {"kind": "pyramid", "width": 8, "refine": 0, "steps": 2, "epochs": 0, "batch_size": 4, "lr": 0.01,
-           "weight_decay": 0.0}
+           "weight_decay": 0.0, "schedule": "constant", "clip": 1.0, "full_size": True}
 PROBE = {"backbone": "stable_diffusion", "t": 50, "group": "up1", "side": 1, "strength": 0.1}
 SCRATCH = {"kind": "resnet", "widths": [4, 4], "blocks": 1, "stem": "imagenet", "steps": 2, "batch_size": 4, "lr": 0.01,
            "shift": 1}

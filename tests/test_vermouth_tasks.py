@@ -23,7 +23,8 @@ MODEL = {"noise": "ddpm", "folder": "", "expert": "", "prompt": "", "captioner":
          "attention": False, "text": "", "text_width": 16, "pooling": "projected", "cached": True, "standardise": True,
          "bf16": False, "batch": 16, "workers": 1}
 HEAD = {"fusion": "pico", "width": 32, "side": 2, "heads": 2, "normalise": False, "steps": 3, "epochs": 0,
-        "batch_size": 8, "lr": 0.01, "weight_decay": 0.0}
+        "batch_size": 8, "lr": 0.01, "weight_decay": 0.0,
+        "schedule": "cosine", "clip": 1.0, "full_size": False}
 SOURCE = {"backbone": "dit", "t": 100, "group": "mid+up"}
 PIXELS = {"backbone": "pixels", "t": 0, "group": ""}
 
@@ -201,8 +202,29 @@ def test_a_pyramid_head_joins_an_expert_and_doubles_its_map():
     head = segmentation.PyramidHead([8, 4], [6], 5, width=8, refine=1)
     out = head([torch.randn(2, 8, 2, 2), torch.randn(2, 4, 4, 4)], [torch.randn(2, 6, 8, 8)])
     assert out.shape == (2, 5, 8, 8)
-    with pytest.raises(ValueError, match="choose pyramid, finest or adapter"):
-        segmentation.PyramidHead([8], [], 5, kind="fpn")
+    with pytest.raises(ValueError, match="choose pyramid, fpn, finest or adapter"):
+        segmentation.PyramidHead([8], [], 5, kind="panoptic")
+
+
+def test_the_published_head_doubles_a_scale_after_every_convolution():
+    head = segmentation.PyramidHead([8] * 4, [], 5, width=8, kind="fpn")
+    assert [sum(isinstance(part, torch.nn.Conv2d) for part in scale) for scale in head.smooth] == [3, 2, 1, 1]
+    assert [sum(isinstance(part, torch.nn.Upsample) for part in scale) for scale in head.smooth] == [3, 2, 1, 0]
+    assert head([torch.randn(2, 8, side, side) for side in (2, 4, 8, 16)]).shape == (2, 5, 16, 16)
+
+
+def test_the_loss_on_the_labels_size_is_that_of_enlarged_similarities():
+    torch.manual_seed(0)
+    embeddings, text = torch.randn(2, 5, 3, 3), torch.randn(4, 5)
+    labels = torch.randint(4, (2, 3, 3))
+    labels[0, 1] = segmentation.IGNORED
+    valid = labels != segmentation.IGNORED
+    same = segmentation.text_loss(embeddings.permute(0, 2, 3, 1)[valid], text, labels[valid],
+                                  **segmentation.SEGMENTATION)
+    torch.testing.assert_close(segmentation.enlarged_loss(embeddings, text, labels), same)
+    line = torch.zeros(2, 12, 12, dtype=torch.long)
+    line[:, 5] = 1  # a line too thin for the map's nearest labels counts
+    assert segmentation.enlarged_loss(embeddings, text, line) != segmentation.enlarged_loss(embeddings, text, line * 0)
 
 
 def test_an_adapter_reads_every_place_of_all_scales():
