@@ -32,7 +32,7 @@ from dive_lib.first_stage import device
 from dive_lib.layout import LayoutGrid, illegal_boxes
 from dive_lib.train import TrainingConfig, train
 
-SPREAD = 0.54 / 6  # standard deviation of a centre's Gaussian, in sides of its box (TTFNet's alpha)
+SPREAD = 0.54  # six standard deviations of a centre's Gaussian: in sides of its box, and a cell (TTFNet's alpha)
 REACH = 0.1  # least height of the Gaussian where cells learn the box
 BOX_WEIGHT = 5.0  # of the boxes' loss beside the classes' (TTFNet)
 LARGEST_SIDE = 6.0  # logarithm of the largest distance to a side, in cells
@@ -162,7 +162,7 @@ def targets(objects: Objects, classes: int, cells: int, image_size: int) -> tupl
     boxes, class_ids = objects.boxes_xyxy * (cells / image_size), objects.class_ids
     present = class_ids >= 0
     peak = ((boxes[..., :2] + boxes[..., 2:]) / 2).floor().clamp(0, cells - 1)
-    spread = (SPREAD * (boxes[..., 2:] - boxes[..., :2])).clamp(min=1e-3)
+    spread = (SPREAD * (boxes[..., 2:] - boxes[..., :2]) + 1) / 6
     places = torch.arange(cells, device=boxes.device)
     x, y = (torch.exp(-((places - peak[..., k, None]) / spread[..., k, None]).square() / 2) for k in (0, 1))
     gaussians = y[..., :, None] * x[..., None, :] * present[..., None, None]  # (B, N, G, G)

@@ -39,7 +39,7 @@ PAPER_TABLE_3 = {
 
 DETECTORS = {"synthetic_data": ("detector trained on generated images", "Synthetic Data, R50"),
              "diffusion_feature": ("detector on the model's features", "Diffusion Feature, LDM-8"),
-             "supervised": ("detector trained on real images", "Faster R-CNN, R50")}
+             "supervised": ("detector trained on real images (Faster R-CNN)", "Faster R-CNN, R50")}
 """Rows of Table II: key in metrics["detectors"] -> name, and the paper's row of the same kind."""
 
 PAPER_TABLE_2 = {name: dict(zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), values)) for name, *values in (
@@ -53,20 +53,6 @@ PAPER_TABLE_2 = {name: dict(zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), val
     ("DETR, R101-DC5", 14.7, 24.9, 13.9, 2.6, 11.6, 27.6),
     ("DiffDet (a), R101-FPN", 14.6, 24.4, 14.6, 2.9, 13.8, 25.9),
     ("DiffDet (b), R101-FPN", 15.2, 25.7, 14.8, 3.4, 14.4, 26.9))}
-"""DIVE, Table III: 100 images of COCO 2017, percent."""
-
-DETECTORS = {"synthetic_data": ("detector trained on generated images", "Synthetic Data, R50"),
-             "diffusion_feature": ("detector on the model's features", "Diffusion Feature, LDM-8"),
-             "supervised": ("detector trained on real images", "Faster R-CNN, R50")}
-"""Rows of Table II: key in metrics["detectors"] -> name, and the paper's row of the same kind."""
-
-PAPER_TABLE_2 = {
-    "Synthetic Data, R50": (4.7, 8.7, 4.5, 0.0, 3.1, 9.8), "Diffusion Feature, LDM-8": (6.9, 13.4, 5.9, 0.0, 3.5, 15.8),
-    "Diffusion Feature, SD (v1.5)": (7.9, 15.7, 7.3, 0.0, 1.2, 18.9),
-    "DIVE, LDM-8": (7.1, 11.0, 7.1, 0.0, 1.2, 16.4), "Faster R-CNN, R50": (6.8, 12.7, 5.7, 0.3, 5.0, 13.2),
-    "Faster R-CNN, R101-FPN": (9.6, 17.3, 9.5, 2.2, 9.0, 17.2), "DETR, R50": (9.3, 16.9, 8.7, 1.3, 6.4, 18.3),
-    "DETR, R101-DC5": (14.7, 24.9, 13.9, 2.6, 11.6, 27.6), "DiffDet (a), R101-FPN": (14.6, 24.4, 14.6, 2.9, 13.8, 25.9),
-    "DiffDet (b), R101-FPN": (15.2, 25.7, 14.8, 3.4, 14.4, 26.9)}
 """DIVE, Table II, in percent: COCO 2017 at 256 x 256, detectors trained from scratch. What tells the two rows of
 DiffDet apart is lost in our copy."""
 
