@@ -244,8 +244,8 @@ def detection_loss(take: Callable[[torch.Tensor], torch.Tensor], objects: Object
 
 def fit(settings: Mapping, shape: Mapping, take: Callable[[torch.Tensor], torch.Tensor], objects: Objects,
         config: TrainingConfig, *, directory: Path, identity, shift: int = 0, flip: bool = False,
-        maps: DenoiserMaps | None = None) -> tuple[Detector, list[float]]:
-    """A detector, trained and kept in `directory` (its name labels the progress), and the loss of every step.
+        maps: DenoiserMaps | None = None) -> Detector:
+    """A detector, trained and kept in `directory` (its name labels the progress).
 
     settings, shape: the arguments of `Detector`. take, objects, shift, flip, maps: see `detection_loss`. identity:
     JSON-serialisable, of what `take` gives. Raises what `Detector` and `train` raise.
@@ -253,11 +253,11 @@ def fit(settings: Mapping, shape: Mapping, take: Callable[[torch.Tensor], torch.
     torch.manual_seed(config.seed)
     model = Detector(**shape, **settings).to(device())
     described = [identity, model.config, shift, flip, maps.identity if maps else None]
-    losses = train(model, detection_loss(take, objects, config.batch_size, shift=shift, flip=flip, maps=maps), config,
-                   scratch=paths.scratch() / "detectors", label=Path(directory).name,
-                   identity=checkpoint.fingerprint(described, *objects))
+    train(model, detection_loss(take, objects, config.batch_size, shift=shift, flip=flip, maps=maps), config,
+          scratch=paths.scratch() / "detectors", label=Path(directory).name,
+          identity=checkpoint.fingerprint(described, *objects))
     checkpoint.save_model(directory, model, model.config)
-    return checkpoint.freeze(model), losses
+    return checkpoint.freeze(model)
 
 
 def load(directory) -> Detector:

@@ -39,7 +39,7 @@ PAPER_TABLE_3 = {
 
 DETECTORS = {"synthetic_data": ("detector trained on generated images", "Synthetic Data, R50"),
              "diffusion_feature": ("detector on the model's features", "Diffusion Feature, LDM-8"),
-             "supervised": ("detector trained on real images (Faster R-CNN)", "Faster R-CNN, R50")}
+             "supervised": ("detector trained on real images", "Faster R-CNN, R50")}
 """Rows of Table II: key in metrics["detectors"] -> name, and the paper's row of the same kind."""
 
 PAPER_TABLE_2 = {name: dict(zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), values)) for name, *values in (
