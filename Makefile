@@ -28,8 +28,8 @@ repro: .venv/.ready data  ## Run the whole pipeline; PROFILE=smoke (minutes), mi
 	.venv/bin/python -m dive_lib.lanes $(PROFILE)
 	.venv/bin/dvc --wait-for-lock repro report@$(PROFILE)
 
-detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08
-	.venv/bin/dvc --wait-for-lock repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE)
+detect: .venv/.ready data  ## The detection half alone: notebooks 01 to 08 and 19
+	.venv/bin/dvc --wait-for-lock repro ablation@$(PROFILE) steps@$(PROFILE) diagnosis@$(PROFILE) detectors@$(PROFILE)
 
 classify: .venv/.ready data  ## The classification half alone: notebooks 09 to 12 (13 compares models of both halves)
 	.venv/bin/dvc --wait-for-lock repro classifiers@$(PROFILE)

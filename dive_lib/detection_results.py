@@ -23,18 +23,28 @@ def detections_of(results: list[dict], *, constant: bool = False) -> list[dict]:
 
 def evaluate_run(ground_truth: dict, results: list[dict], image_ids: list[int], *,
                  area_thresholds: tuple[float, float] | None = None, resamples: int = 500) -> dict:
-    """The numbers of a row in every table: AP in percent with its interval, mean cost, dropped objects.
+    """The numbers of a row in every table: those of `evaluate_detections`, mean cost, dropped objects.
 
-    area_thresholds: limits of small, medium and large objects in square pixels of the original images; COCO's
-    32^2 and 96^2 by default. AP_constant_score: with all scores 1.
+    AP_constant_score: with all scores 1.
     """
-    records = detections_of(results)
-    row = coco_average_precision(ground_truth, records, image_ids, area_thresholds)
-    row |= bootstrap_average_precision(ground_truth, records, image_ids, resamples=resamples)
+    row = evaluate_detections(ground_truth, detections_of(results), image_ids, area_thresholds=area_thresholds,
+                              resamples=resamples)
     constant = detections_of(results, constant=True)
     constant = coco_average_precision(ground_truth, constant, image_ids, area_thresholds)
-    row["AP_constant_score"] = constant["AP"]
-    return {key: _rounded(value) for key, value in (row | summarise(results)).items()}
+    row["AP_constant_score"] = _rounded(constant["AP"])
+    return row | {key: _rounded(value) for key, value in summarise(results).items()}
+
+
+def evaluate_detections(ground_truth: dict, records: list[dict], image_ids: list[int], *,
+                        area_thresholds: tuple[float, float] | None = None, resamples: int = 500) -> dict:
+    """AP in percent with its interval, of COCO result records from wherever.
+
+    area_thresholds: limits of small, medium and large objects in square pixels of the original images; COCO's
+    32^2 and 96^2 by default.
+    """
+    row = coco_average_precision(ground_truth, records, image_ids, area_thresholds)
+    row |= bootstrap_average_precision(ground_truth, records, image_ids, resamples=resamples)
+    return {key: _rounded(value) for key, value in row.items()} | {"n_images": len(image_ids)}
 
 
 def summarise(results: list[dict]) -> dict:

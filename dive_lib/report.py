@@ -37,6 +37,25 @@ PAPER_TABLE_3 = {
 }
 """DIVE, Table III: 100 images of COCO 2017, percent."""
 
+DETECTORS = {"synthetic_data": ("detector trained on generated images", "Synthetic Data, R50"),
+             "diffusion_feature": ("detector on the model's features", "Diffusion Feature, LDM-8"),
+             "supervised": ("detector trained on real images", "Faster R-CNN, R50")}
+"""Rows of Table II: key in metrics["detectors"] -> name, and the paper's row of the same kind."""
+
+PAPER_TABLE_2 = {name: dict(zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), values)) for name, *values in (
+    ("Synthetic Data, R50", 4.7, 8.7, 4.5, 0.0, 3.1, 9.8),
+    ("Diffusion Feature, LDM-8", 6.9, 13.4, 5.9, 0.0, 3.5, 15.8),
+    ("Diffusion Feature, SD (v1.5)", 7.9, 15.7, 7.3, 0.0, 1.2, 18.9),
+    ("DIVE, LDM-8", 7.1, 11.0, 7.1, 0.0, 1.2, 16.4),
+    ("Faster R-CNN, R50", 6.8, 12.7, 5.7, 0.3, 5.0, 13.2),
+    ("Faster R-CNN, R101-FPN", 9.6, 17.3, 9.5, 2.2, 9.0, 17.2),
+    ("DETR, R50", 9.3, 16.9, 8.7, 1.3, 6.4, 18.3),
+    ("DETR, R101-DC5", 14.7, 24.9, 13.9, 2.6, 11.6, 27.6),
+    ("DiffDet (a), R101-FPN", 14.6, 24.4, 14.6, 2.9, 13.8, 25.9),
+    ("DiffDet (b), R101-FPN", 15.2, 25.7, 14.8, 3.4, 14.4, 26.9))}
+"""DIVE, Table II, in percent: COCO 2017 at 256 x 256, detectors trained from scratch. What tells the two rows of
+DiffDet apart is lost in our copy."""
+
 PAPER_TABLE_1 = ({"steps": 400, "AP": 5.7, "minutes": 18}, {"steps": 1000, "AP": 6.4, "minutes": 45},
                  {"steps": 2000, "AP": 7.1, "minutes": 90}, {"steps": 4000, "AP": 7.2, "minutes": 180})
 """DIVE, Table I: 500 images of COCO 2017, minutes per image on one RTX 3090."""
@@ -111,18 +130,26 @@ def results_table(metrics: Mapping) -> str:
     header = ["method", "AP [95 % interval]", "AP50", "images", "DIVE's AP on these", "forward-equivalents per image",
               "paper, COCO: AP / AP50"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for key, name in METHODS.items():
-        row = metrics.get("detection", {}).get(key)
+    rows = [(name, metrics.get("detection", {}).get(key), _pair(PAPER_TABLE_3.get(key)))
+            for key, name in METHODS.items()]
+    dive = _pair(PAPER_TABLE_2["DIVE, LDM-8"])  # on other images than Table III's
+    rows += [(name, metrics.get("detectors", {}).get(key), f"{_pair(PAPER_TABLE_2[paper])} (DIVE {dive})")
+             for key, (name, paper) in DETECTORS.items()]
+    for name, row, paper in rows:
         if row is None:
             continue
         ends = row.get("AP_ci95")
-        paper = PAPER_TABLE_3.get(key)
+        cost = f"{row['forward_equivalents']:,.0f}"
+        cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         cells = [f"**{row['AP']:.1f}**" + (f" {interval(ends)}" if ends else ""),
                  f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['dive_on_same_images']:.1f}"
-                 if "dive_on_same_images" in row else "", f"{row['forward_equivalents']:,.0f}",
-                 f"{paper['AP']:.1f} / {paper['AP50']:.1f}" if paper else "\N{EN DASH}"]
+                 if "dive_on_same_images" in row else "", cost, paper]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _pair(row: Mapping | None) -> str:
+    return f"{row['AP']:.1f} / {row['AP50']:.1f}" if row else "\N{EN DASH}"
 
 
 def ablation_rows(metrics: Mapping) -> list[dict]:
@@ -135,6 +162,16 @@ def ablation_rows(metrics: Mapping) -> list[dict]:
             rows.append({"name": name, **{k: row.get(k) for k in ("AP", "AP50", "AP_ci95")},
                          "reference_AP": row.get("dive_on_same_images"), **paper})
     return rows
+
+
+def detector_rows(metrics: Mapping) -> list[dict]:
+    """The rows of Table II for `figures.ablation_bars`: DIVE, the local search, the detectors."""
+    names = {("detection", key): (METHODS[key], paper)
+             for key, paper in (("dive", "DIVE, LDM-8"), ("dive_best_search", None))}
+    names |= {("detectors", key): value for key, value in DETECTORS.items()}
+    return [{"name": name, **{key: metrics[section][row].get(key) for key in ("AP", "AP50", "AP_ci95")},
+             **{f"paper_{key}": value for key, value in PAPER_TABLE_2.get(paper, {}).items()}}
+            for (section, row), (name, paper) in names.items() if row in metrics.get(section, {})]
 
 
 def existing_metrics(profile: str, names: Sequence[str]) -> dict:

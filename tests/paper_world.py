@@ -50,6 +50,7 @@ SIZES = {  # of the named settings, by family; AlexNet has one size, so a residu
     "dit": {}, "class_models": {"sample_size": 16, "block_out_channels": [32, 32, 32, 64], "layers_per_block": 1,
                                 "width": 12},
     "classifiers": {"widths": [4, 8], "groups": 2, "inner": 2},
+    "detectors": {"widths": [4, 8], "blocks": [1, 2], "neck": 8},
     "straight_through": {"batch": 2, "t_interval": 100, "monitor_pairs": 2, "monitor_every": 2},
     "local": {"rounds": 1, "proposals": 4, "proposal_pairs": 1, "refine_pairs": 2, "class_pairs": 2,
               "monitor_pairs": 2},

@@ -1,4 +1,4 @@
-"""DIVE's notebooks, 01 to 13, with the profile `paper` on tiny networks in the published formats.
+"""DIVE's notebooks, 01 to 13 and 19, with the profile `paper` on tiny networks in the published formats.
 
 Their networks come from named settings, so they run in this process, where these can be made small; only they, paths,
 sizes, steps and counts differ from `params.yaml`. `torch.compile`, which takes minutes, is left out.
@@ -100,13 +100,20 @@ def test_09_to_12_classification(classified):
     assert rows["dive_exact"]["accuracy"] == rows["dive_published"]["accuracy"] and len(classified["classifiers"]) == 9
 
 
-def test_13_and_19_compare_models_and_report(world, detected, classified):
+def test_19_trains_detectors(detected):
+    rows = cells("19_detectors", synthetic={"images": 4, "steps": 2}, examples=2, resamples=10, **{
+        "training.steps": 2, "training.batch_size": 2})
+    assert set(rows) == {"synthetic_data", "diffusion_feature", "supervised"}
+    assert rows["synthetic_data"]["forward_equivalents_once"] == 8 and rows["supervised"]["training_images"] == 6
+
+
+def test_13_and_20_compare_models_and_report(world, detected, classified):
     checkpoint = world / "checkpoints" / "ldm-4" / "model.ckpt"
     metrics = cells("13_model_evaluation", images=2, layouts={"samples": 5, "sampling_steps": 2, "images": 2}, **{
         "second_model.checkpoint": checkpoint, "second_model.encoder": checkpoint, "samples.per_class": 2,
         "samples.steps": 2,
         "samples.inception_weights": world / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"})
     assert set(metrics["models"]) == {"DiT", "LDM-4"} and metrics["features"].startswith("Inception")
-    run("19_report", examples=2)
-    assert {"detection", "classification", "model_evaluation"} < set(
+    run("20_report", examples=2)
+    assert {"detection", "detectors", "classification", "model_evaluation"} < set(
         read_json(paths.reports(PROFILE) / "metrics.json"))

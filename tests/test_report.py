@@ -65,6 +65,19 @@ def test_table_shows_present_rows_beside_the_paper():
     assert "| 160 | 24.9 | 1,850 |" in report.results_table(fewer)
 
 
+def test_detectors_stand_beneath_with_the_papers_table_2():
+    row = {"AP": 81.23, "AP50": 98.0, "AP_ci95": [79.0, 84.0], "n_images": 160, "forward_equivalents": 1}
+    both = METRICS | {"detectors": {"synthetic_data": row | {"forward_equivalents_once": 50_000}, "supervised": row}}
+    lines = report.results_table(both).splitlines()
+    assert lines[4] == ("| detector trained on generated images | **81.2** [79.0, 84.0] | 98.0 | 160 |  "
+                        "| 1 (and 50,000 once) | 4.7 / 8.7 (DIVE 7.1 / 11.0) |")
+    assert len(lines) == 6 and {line.count("|") for line in lines} == {8}
+    first, second, third, last = report.detector_rows(both)
+    assert (first["AP"], first["paper_AP"], last["AP"], last["paper_AP50"]) == (33.34, 7.1, 81.23, 12.7)
+    assert "paper_AP" not in second and third["name"] == "detector trained on generated images"
+    assert [row["name"] for row in report.detector_rows(METRICS)] == [first["name"], second["name"]]
+
+
 def test_ablation_rows_carry_the_papers_numbers():
     first, second = report.ablation_rows(METRICS)
     assert (first["AP"], first["paper_AP"], first["paper_AP50"]) == (33.34, 10.3, 14.0)

@@ -103,7 +103,7 @@ def test_makefile_has_its_targets_and_explains_them():
 
 @pytest.mark.parametrize("target, command", [
     ("repro", "python -m dive_lib.lanes mini\n.venv/bin/dvc --wait-for-lock repro report@mini"),
-    ("detect", "dvc --wait-for-lock repro ablation@mini steps@mini diagnosis@mini"),
+    ("detect", "dvc --wait-for-lock repro ablation@mini steps@mini diagnosis@mini detectors@mini"),
     ("classify", "dvc --wait-for-lock repro classifiers@mini"),
     ("probe", "dvc --wait-for-lock repro features@mini few_shot@mini sketch_retrieval@mini segmentation@mini"),
     ("test", "pytest --nbval-lax --nbval-current-env notebooks"),
