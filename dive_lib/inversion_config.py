@@ -52,7 +52,7 @@ class InversionConfig:
     legal: bool = False
     monitor_pairs: int = 200
     monitor_every: int = 4
-    monitor_start: bool = False
+    monitor_start: bool = True
     monitor_nearest: bool = True
     patience: int = 0
     memoise: bool = True
