@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from dive_lib.figures import BLUE, INK, MARKERS, MUTED, ORANGE, PALE, SKY, heat, styled
 
 WIDTH = 8.0  # inches
+OTHER = (0, (3, 1.5))  # dashes of the frames that say no
 TEN = sns.color_palette("colorblind").as_hex()
 """The colours of up to ten words: as far apart as ten can be for a colour-blind reader, in hue and in lightness."""
 
@@ -196,19 +197,18 @@ def retrieved(queries: torch.Tensor, found: Sequence[torch.Tensor], right: Seque
     columns = 1 + len(found[0])
     figure, axes = plt.subplots(len(queries), columns, squeeze=False, figsize=(
         WIDTH, 1.05 * WIDTH / columns * len(queries) + 0.6))
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=(0, 0, 1, 0.96))
     for line, query, photos, marks in zip(axes, queries, found, right):
         for axis, picture, mark in zip(line, [query, *photos], [None, *marks]):
             axis.imshow(((picture.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             colour = PALE if mark is None else BLUE if mark else ORANGE
-            axis.spines[:].set(visible=True, color=colour, linewidth=1 if mark is None else 2.5,
-                               linestyle="-" if mark is None or mark else (0, (3, 1.2)))
-    axes[0, 0].set_title("sketch", loc="center", fontsize=10, fontweight="normal")
-    axes[0, 1].set_title("nearest photos, from left to right", fontsize=10, fontweight="normal")
+            axis.spines[:].set(visible=True, color=colour, linewidth=1 if mark is None else 2.5, capstyle="butt",
+                               linestyle="-" if mark is None or mark else OTHER)
+    for axis, text in ((axes[0, 0], "sketch"), (axes[0, 1], "nearest photos, from left to right")):
+        axis.text(0, 1.06, text, fontsize=10, transform=axis.transAxes).set_in_layout(False)  # wider than its panel
     handles = [plt.Line2D([], [], color=colour, linewidth=2.5, linestyle=style, label=label)
-               for colour, style, label in ((BLUE, "-", "of the sketch's class"),
-                                            (ORANGE, (0, (3, 1.2)), "of another class"))]
+               for colour, style, label in ((BLUE, "-", "of the sketch's class"), (ORANGE, OTHER, "of another class"))]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
