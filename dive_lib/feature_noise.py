@@ -1,4 +1,4 @@
-"""The noisy latents that a frozen denoiser reads an image from, in the modes of Vermouth and two more.
+"""The noisy latents that a frozen denoiser reads an image from, in the modes of Vermouth and three more.
 
 A mode says how a clean latent becomes the network's input at a time step t (published code:
 src/model/feature_extractors.py):
@@ -7,13 +7,14 @@ ddpm            noise of a fixed seed (8888) is added at the first, largest t. O
                 features must not depend on its place in a batch, as they do when a batch is drawn at once.
 ddim_inv        no noise at all: the network sees the clean latent and the time embedding of t.
 free            as ddpm, with another noise for every image, drawn from a seed made of the image and of `draw`.
+uniform         as ddpm, with the same noise at every place: a value for each channel. A control, see `noise_controls`.
 ddim_inversion  true DDIM inversion (Song et al., 2021, equation 13 run backwards): the network's own noise carries
                 the latent from clean to t in `steps` steps. No published row has it.
 
 With several time steps the latent walks from one to the next by DDIM steps, and the features are those of the last:
-downwards from the largest t (ddpm, free), upwards from the clean latent (ddim_inv, ddim_inversion).  The published
-program also evaluates an unconditional pass with a guidance scale; it feeds these steps alone, and nothing where
-there is one t, so it is not reproduced.
+downwards from the largest t (ddpm, free, uniform), upwards from the clean latent (ddim_inv, ddim_inversion).  The
+published program also evaluates an unconditional pass with a guidance scale; it feeds these steps alone, and nothing
+where there is one t, so it is not reproduced.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ import torch
 
 from dive_lib.schedule import NoiseSchedule
 
-MODES = ("ddpm", "ddim_inv", "free", "ddim_inversion")
-DOWNWARDS = ("ddpm", "free")
+MODES = ("ddpm", "ddim_inv", "free", "uniform", "ddim_inversion")
+DOWNWARDS = ("ddpm", "free", "uniform")
 Predict = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -75,8 +76,8 @@ def noisy_latents(clean: torch.Tensor, images: torch.Tensor, times: Sequence[int
         return z
     z = clean
     if noise.mode in DOWNWARDS:
-        eps = fixed_noise(clean.shape[1:], noise.seed) if noise.mode == "ddpm" else \
-            free_noise(images, clean.shape[1:], noise.draw)
+        eps = free_noise(images, clean.shape[1:], noise.draw) if noise.mode == "free" else \
+            fixed_noise(clean.shape[1:] if noise.mode == "ddpm" else (clean.shape[1], 1, 1), noise.seed)
         t = torch.full((len(clean),), times[0], device=clean.device)
         z = schedule.add_noise(clean, eps.to(clean.device).expand_as(clean), t)
     for here, goal in zip(times[:-1], times[1:]):

@@ -164,3 +164,22 @@ def mean_iou(counts: torch.Tensor, resamples: int = 1, *,
     row = evaluate_segmentation(counts, {"all": range(counts.shape[2]) if named is None else named},
                                 resamples=resamples)
     return row["mIoU_all"], row["mIoU_all_ci95"]
+
+
+def neighbours(features: torch.Tensor, labels: Sequence[int], kinds: Sequence[bool]) -> dict[str, float]:
+    """Of how many images the nearest other one (standardised features (n, d), Euclidean) is of the same kind, of the
+    same class, and of the same class among images of the other kind; each beside what chance gives. In percent.
+
+    labels (n,): classes. kinds (n,): sketch or photo; both must occur.
+    """
+    x, y, kind = _standardised(features, features), torch.as_tensor(labels), torch.as_tensor(kinds)
+    itself, other = torch.eye(len(x), dtype=torch.bool), kind[:, None] != kind
+    same = y[:, None] == y
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    rows = {"same kind": (~other, ~itself), "same class": (same, ~itself), "same class, other kind": (same, other)}
+    found = {}
+    for name, (alike, allowed) in rows.items():
+        nearest = distances.masked_fill(~allowed, float("inf")).argmin(1, keepdim=True)
+        found[name] = round(100 * float(alike.gather(1, nearest).float().mean()), 4)
+        found[f"{name}, chance"] = round(100 * float(((alike & allowed).sum(1) / allowed.sum(1)).mean()), 4)
+    return found

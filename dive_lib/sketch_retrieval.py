@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -62,7 +63,6 @@ class SketchRetrieval:
         part = getattr(self.part, split)
         return evaluate_retrieval(vectors[0], part.sketches.labels, vectors[1], part.photos.labels, seed=seed)
 
-
     def trial(self, source: Mapping, seed: int, split: str, *, without: Sequence[str] = (), **changed) -> dict:
         """The row of numbers of a head that is trained for it."""
         head = self.train(source, seed, without=without, **changed)
@@ -84,19 +84,39 @@ def compare(tasks: Sequence[SketchRetrieval], candidates: Sequence[Mapping], see
 
 
 def ablate(task: SketchRetrieval, changes: Mapping[str, tuple[Mapping, Mapping]], seeds: int) -> dict[str, dict]:
-    """{title: mean row on the test classes} of changes {title: (source, changes of the head)}."""
+    """{title: mean row on the test classes, with its difference to the first} of changes {title: (source, changes of
+    the head)}."""
     calls = [partial(task.trial, source, seed, "test", **changed) for source, changed in changes.values()
              for seed in range(seeds)]
     rows = side_by_side(calls, task.bench.workers, "heads of the ablation")
-    return {title: mean_rows(rows[k * seeds:(k + 1) * seeds]) for k, title in enumerate(changes)}
+    return {title: mean_rows(rows[k * seeds:(k + 1) * seeds], rows[:seeds]) for k, title in enumerate(changes)}
 
 
-def mean_rows(rows: Sequence[Mapping]) -> dict:
-    """The mean of the rows of several heads; the interval is over heads and queries. `by_seed` holds every mAP."""
+def mean_rows(rows: Sequence[Mapping], reference: Sequence[Mapping] | None = None) -> dict:
+    """The mean of the rows of several heads; intervals are over heads and queries. `by_seed` holds every mAP.
+
+    reference: rows of the same queries, for the paired difference of mAP with its interval: heads of equal number are
+    drawn together, and what has no heads (one row) is beside each of the others'.
+    """
     keys = ("mAP", "mAP_200", "AP_plain", "P_100")
-    interval = [round(bound, 4) for bound in two_way_interval([row["by_query"] for row in rows])]
+    queries = {"mAP": _table(rows, "by_query"), "P_100": _table(rows, "P_100_by_query")}
     by_class = {name: round(sum(row["by_class"][name] for row in rows) / len(rows), 4) for name in rows[0]["by_class"]}
-    kept = {key: value for key, value in rows[0].items() if key != "by_query"}
-    return {**kept, **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
-            "mAP_ci95": interval, "by_class": by_class,
-            "by_seed": [row["mAP"] for row in rows]}
+    kept = {key: value for key, value in rows[0].items() if not key.endswith("by_query")}
+    mean = {**kept, **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
+            **{f"{key}_ci95": _rounded(two_way_interval(values)) for key, values in queries.items()},
+            "by_class": by_class, "by_seed": [row["mAP"] for row in rows]}
+    if reference is not None:
+        beside = _table(reference, "by_query")
+        if 1 < len(beside) != len(rows) > 1:
+            raise ValueError(f"{len(rows)} heads beside {len(beside)} cannot be paired; train as many of both")
+        values = queries["mAP"] - beside
+        mean |= {"difference": round(float(values.mean()), 4), "difference_ci95": _rounded(two_way_interval(values))}
+    return mean
+
+
+def _table(rows: Sequence[Mapping], key: str) -> np.ndarray:
+    return np.array([row[key] for row in rows])
+
+
+def _rounded(interval: Sequence[float]) -> list[float]:
+    return [round(bound, 4) for bound in interval]

@@ -38,8 +38,8 @@ def evaluate_retrieval(queries: torch.Tensor, query_labels: torch.Tensor, galler
     """Retrieval by Euclidean distance between L2-normalised features (q, d) and (g, d): a row of numbers in percent.
 
     mAP, mAP_200 (published measure), AP_plain (scikit-learn's), P_100: each the mean over classes of the mean over
-    their queries. chance: mAP where the gallery's order is random, in the mean. by_class: mAP of each label. by_query:
-    of each query, weighted, so that their plain mean is mAP.
+    their queries. chance: `retrieval_chance`. by_class: mAP of each label. by_query, P_100_by_query: of each query,
+    weighted, so that their plain mean is mAP or P_100.
     """
     scores = (F.normalize(queries.float(), dim=1) @ F.normalize(gallery.float(), dim=1).T).numpy()
     labels, found = query_labels.numpy(), gallery_labels.numpy()
@@ -60,7 +60,8 @@ def evaluate_retrieval(queries: torch.Tensor, query_labels: torch.Tensor, galler
     interval = bootstrap_interval(by_query, resamples=resamples, seed=seed)
     by_class = {int(c): round(float(np.mean(np.array(values["mAP"])[labels == c])), 4) for c in np.unique(labels)}
     return result | {"mAP_ci95": [round(bound, 4) for bound in interval], "by_class": by_class,
-                     "by_query": by_query.tolist(), "chance": round(_chance(labels, found, weights), 4),
+                     "by_query": by_query.tolist(), "P_100_by_query": (weights * values["P_100"]).tolist(),
+                     "chance": round(retrieval_chance(query_labels, gallery_labels), 4),
                      "queries": len(labels), "gallery": len(found)}
 
 
@@ -70,13 +71,14 @@ def _class_weights(labels: np.ndarray) -> np.ndarray:
     return len(labels) / (len(classes) * counts[inverse])
 
 
-def _chance(labels: np.ndarray, found: np.ndarray, weights: np.ndarray, orders: int = 100) -> float:
-    """Mean mAP of random orders, in percent; a little above the share of relevant images, as precision is made
-    monotone."""
+def retrieval_chance(query_labels: torch.Tensor, gallery_labels: torch.Tensor, orders: int = 100) -> float:
+    """Mean mAP of random orders of the gallery, in percent; a little above the share of relevant images, as precision
+    is made monotone."""
+    labels, found = query_labels.numpy(), gallery_labels.numpy()
     rng = np.random.RandomState(0)
     by_class = {label: np.mean([interpolated_precision((found == label)[rng.permutation(len(found))])
                                 for _ in range(orders)]) for label in np.unique(labels)}
-    return 100 * float(np.mean(weights * np.array([by_class[label] for label in labels])))
+    return 100 * float(np.mean(_class_weights(labels) * np.array([by_class[label] for label in labels])))
 
 
 def two_way_interval(values: Sequence[Sequence[float]], *, resamples: int = 1000, seed: int = 0) -> list[float]:

@@ -2,7 +2,8 @@
 
 From the finest scale to the coarsest: 1 x 1 convolution, group norm, SiLU; average-pooled to the next scale's size and
 joined with it; at the end an attention pooling as CLIP's (published code: src/model/modules.py SimpleFuse,
-SBIR/sbir_model.py). The answer is the class whose text embedding has the largest cosine similarity.
+SBIR/sbir_model.py). The answer is the class whose text embedding has the largest cosine similarity. `u_head_scheme`
+draws it, and what stands around it.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ VQ = {"block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] *
       "mid_block_add_attention": False}
 PIXEL_DIT = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "patch_size": 4, "num_layers": 3,
              "num_attention_heads": 2, "attention_head_dim": 8}
-MODES = ("ddpm", "ddim_inv", "free", "ddim_inversion")
+MODES = ("ddpm", "ddim_inv", "free", "uniform", "ddim_inversion")
 
 
 def layout(mode="ddpm", position_attention=True):

@@ -37,6 +37,12 @@ def test_ddpm_adds_the_noise_of_the_published_seed_to_every_image():
     assert not torch.equal(at("ddpm", [400], seed=1), expected)
 
 
+def test_uniform_noise_is_the_same_at_every_place():
+    added = at("uniform", [400]) - SCHEDULE.add_noise(clean(), torch.zeros(3, 4, 4, 4), torch.full((3,), 400))
+    torch.testing.assert_close(added, added[:1, :, :1, :1].expand(3, 4, 4, 4))
+    assert len(added[0, :, 0, 0].unique()) == 4
+
+
 def test_ddim_inv_adds_nothing():
     assert torch.equal(at("ddim_inv", [700]), clean())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_lib import probe_figures, probe_grid, probes, task_figures
+from dive_lib import probe_figures, probe_grid, probes, task_figures, u_head_scheme
 from dive_lib.comparison_backbones import PixelFeatures
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.probe_data import Labelled, ProbeData
@@ -54,6 +54,18 @@ def test_retrieval_standardises_each_domain():
     quick = probes.class_mean(probes.quick_precisions(shifted, truth, photos, y), truth.numpy())
     assert row["mAP"] == pytest.approx(quick, abs=1e-3)
     assert evaluate_retrieval(shifted, truth, photos, y, resamples=1)["mAP"] < row["mAP"]
+
+
+def test_neighbours_tell_classes_from_kinds():
+    x, y = clouds(count=30)
+    kinds = torch.arange(30) < 15
+    found = probes.neighbours(x, y, kinds)
+    assert found["same class"] == found["same class, other kind"] == 100 and found["same kind"] < 80
+    assert found["same class, chance"] == pytest.approx(100 * 9 / 29, abs=1e-3)
+    assert found["same kind, chance"] == pytest.approx(100 * 14 / 29, abs=1e-3)
+    assert found["same class, other kind, chance"] == pytest.approx(100 / 3, abs=1e-3)
+    apart = probes.neighbours(torch.cat([x, 100.0 * kinds[:, None].repeat(1, 40)], 1), y, kinds)
+    assert apart["same kind"] == 100
 
 
 def test_pixels_are_sampled_from_all_classes_of_an_image():
@@ -157,8 +169,19 @@ def test_figures_are_drawn():
     grids = {"classification": {"values": values, "best": (1, 2), "label": "percent"}}
     figure = probe_figures.heat_maps(grids, [0, 500], ["down0", "mid", "up0"], "a network")
     assert figure.axes and figure.get_suptitle() == "a network"
+    many = [f"stage{k}" for k in range(9)]
+    marked = {name: {"values": np.arange(18.0).reshape(2, 9), "label": "percent", "chance": 2.5, "limits": (2.5, 17)}
+              for name in ("one", "two")}
+    figure = probe_figures.heat_maps(marked, [0, 500], many)
+    assert figure.get_figwidth() <= 8 and figure.axes[0].get_position().x0 == figure.axes[1].get_position().x0
+    assert "chance 2.5" in [label.get_text() for label in figure.axes[2].get_xticklabels()]
     curves = {"classification": {name: np.array([[1, 2], [0, 1], [2, 3]]) for name in "abcdefghi"}}
     assert len(probe_figures.by_time(curves, [0, 500], "percent").axes[0].lines) == 9, "the profile paper has as many"
+    both = {"classification": {"a": np.array([[1, 2], [0, 1], [2, 3]]), "once": np.array([[2, 2], [1, 1], [3, 3]]),
+                               "far": np.array([[90, 90], [80, 80], [99, 99]])}}
+    axis = probe_figures.by_time(both, [0, 500], "percent", timeless=("once", "far"),
+                                 chance={"classification": 1}).axes[0]
+    assert len(axis.lines) == 4 and axis.get_ylim()[1] < 10 and axis.texts[0].get_text().startswith("far 90.0")
     points = probe_figures.projected(clouds(12)[0])
     assert np.array_equal(points, probe_figures.projected(clouds(12)[0])) and points.shape == (12, 2)
     assert probe_figures.projections({"t = 0": points}, [0, 1] * 6, [True, False] * 6, ["a", "b"]).axes
@@ -166,3 +189,23 @@ def test_figures_are_drawn():
     assert colours.shape == (2, 4, 4, 3) and 0 <= colours.min() and colours.max() <= 1
     maps = {0: {"mid": colours, "up0": colours}}
     assert probe_figures.component_maps(torch.zeros(2, 3, 8, 8), maps).axes
+
+
+def test_task_figures_are_drawn():
+    classes = ["background", "red one", "blue one", "red two"]
+    maps = torch.tensor([[[0, 1], [1, 2]], [[3, 3], [-1, 0]]])
+    assert task_figures.names_in(maps, classes) == ["red one\nblue one", "red two"]
+    assert task_figures.names_in(maps, classes, most=1) == ["red one\n...", "red two"]
+    assert task_figures.names_in(maps, classes, least=0.5) == ["red one", "red two"]
+    names = {"answer": task_figures.names_in(maps, classes)}
+    both, blank = {"truth": maps, "answer": maps}, torch.zeros(2, 3, 2, 2)
+    figure = task_figures.label_maps(blank, both, classes, names, ["answer"])
+    assert len(figure.axes) == 8 and [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    figure = task_figures.label_maps(blank, {"truth": maps}, ["", "a cat", "dog", "cow"], {}, ["truth"])
+    assert len(figure.axes) == 4, "no row of colours, where first words are none"
+    rows = [{"name": "a", "x": 3.0, "y": 30.0, "y_ci95": [20.0, 40.0]}]
+    axes = task_figures.value_bars(rows, {"x": "x", "y": "y"}, "percent", top="shared").axes
+    assert [axis.get_xlim() for axis in axes] == [(0, 48)] * 2
+    shown = task_figures.retrieved(torch.zeros(1, 3, 4, 4), [torch.zeros(2, 3, 4, 4)], [[True, False]])
+    assert len(shown.legends[0].get_texts()) == 2
+    assert u_head_scheme.u_head_scheme().axes[0].texts

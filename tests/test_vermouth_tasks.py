@@ -124,6 +124,13 @@ def test_retrieval_leaves_held_out_classes_out_of_training(bench, monkeypatch):
     other = row | {"by_query": [value + 50 for value in row["by_query"]]}
     low, high = sketch_retrieval.mean_rows([row, other])["mAP_ci95"]
     assert high - low > 45, "heads differ, and that widens the interval"
+    same = sketch_retrieval.mean_rows([row, other], [row, other])
+    assert (same["difference"], same["difference_ci95"]) == (0, [0, 0]), "heads and queries are paired"
+    beside = sketch_retrieval.mean_rows([row], [other, other])
+    assert beside["difference"] == -50 and beside["difference_ci95"] == [-50, -50], "what has no heads beside two"
+    assert beside["P_100_ci95"][0] <= row["P_100"] <= beside["P_100_ci95"][1] and "P_100_by_query" not in beside
+    with pytest.raises(ValueError, match="2 heads beside 3"):
+        sketch_retrieval.mean_rows([row, row], [row] * 3)
     assert [len(vectors) for vectors in task.pixels("test", 4)] == [5, 10]
 
 
