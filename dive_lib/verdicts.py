@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 
-from dive_lib.wording import interval
+from dive_lib.wording import interval, standing
 
 OPEN = "cannot be told from zero"
 
 
 def told(row: Mapping) -> str:
     """ "more", "less" or "open": where the interval of a row {difference, difference_ci95} leaves zero."""
-    low, high = row["difference_ci95"]
-    return "more" if low > 0 else "less" if high < 0 else "open"
+    return standing(row["difference_ci95"], ("less", "open", "more"))
 
 
 def difference(row: Mapping, *, more: str = "more", less: str = "less") -> str:
