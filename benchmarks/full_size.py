@@ -2,6 +2,7 @@
 
     python -m benchmarks.full_size                     # full size on an accelerator, reduced size without one
     python -m benchmarks.full_size --modes eager graph compiled compiled+graph --images 1 4
+    python -m benchmarks.full_size --modes compiled compiled+graph --attention default cudnn --steps "LDM inversion"
     python -m benchmarks.full_size --size reduced
 
 Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), training step of LDM-8 (batch 16), gradient of
@@ -10,15 +11,18 @@ as a whole, with draws, optimiser and monitor.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
 float32 weights under autocast). Modes of bf16: eager, compiled (torch.compile, as `dive_lib.execution` does it), graph
-(the step replayed as one CUDA graph, without launch costs) and both; fp32 is eager.
+(the step replayed as one CUDA graph, without launch costs) and both; fp32 is eager. Attention: which of PyTorch's
+kernels compute it, its own choice by default; LDM-8 has heads of 32 channels, for which they differ much.
 """
 
 import argparse
 import gc
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import measure
 from benchmarks.full_size_models import SIZES, Models
@@ -28,6 +32,8 @@ PAPER_STEPS = 2000
 PAPER_MINUTES = 50  # per image, on an A100
 PRECISIONS = ("fp32", "bf16")
 MODES = ("eager", "compiled", "graph", "compiled+graph")
+ATTENTION = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+             "efficient": SDPBackend.EFFICIENT_ATTENTION}
 STEPS = ("LDM inversion", "LDM training", "prior inversion", "DiT inversion")
 LOOP = "DIVE loop"
 
@@ -38,6 +44,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--size", default="auto", choices=("auto", *SIZES), help="auto: full on an accelerator")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=MODES)
+    parser.add_argument("--attention", nargs="+", default=["default"], choices=ATTENTION)
     parser.add_argument("--steps", nargs="+", default=[*STEPS, LOOP], choices=(*STEPS, LOOP))
     parser.add_argument("--images", nargs="+", type=int, default=[1], help="images inverted in one step")
     parser.add_argument("--repeats", type=int, default=10)
@@ -60,17 +67,21 @@ def main(arguments: list[str] | None = None) -> dict:
     counted = {images: {name: measure.flops(build()) for name, build in Models(size, "fp32", "meta", images=images)
                         .steps().items()} for images in options.images}
     settings = {"device": device, "size": size, "precisions": options.precisions, "modes": options.modes,
-                "images": options.images, "repeats": options.repeats, "pairs": SIZES[size]["pairs"],
-                "matrix": SIZES[size]["matrix"]}
+                "attention": options.attention, "images": options.images, "repeats": options.repeats,
+                "pairs": SIZES[size]["pairs"], "matrix": SIZES[size]["matrix"]}
     facts = {"arguments": measure.given(arguments), "folder": options.out, "reduced": reduced, "matrix_tflops": rates,
              "paper_minutes_per_image": PAPER_MINUTES}
     rows = []
-    for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
+    for precision, mode, attention, images, name in product(options.precisions, options.modes, options.attention,
+                                                            options.images, options.steps):
         if skipped(name, precision, mode, images, options) is not None:
             continue
         models = Models(size, precision, device, compiled="compiled" in mode, images=images)
-        rows.append(measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else
-                    measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats))
+        kernel = ATTENTION[attention]
+        with nullcontext() if kernel is None else sdpa_kernel(kernel):
+            row = measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else \
+                measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats)
+        rows.append(row if options.attention == ["default"] else row | {"attention": attention})
         print(measure.markdown(rows[-1:]), flush=True)
         measure.save("full_size", settings, rows, **facts, show=False)  # compiling the next one may take minutes
     return measure.save("full_size", settings, rows, **facts)

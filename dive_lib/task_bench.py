@@ -86,7 +86,8 @@ class Bench:
                 self.backbone(source["backbone"]), images, t=source["t"], group=source["group"],
                 identity=vermouth_data.identity(self.data, images), cache=self.cache, expert=expert,
                 pixels=self.pixels(images) if self.cache else None, standardise=self.model["standardise"],
-                attention=source.get("attention", False), prompt=prompt, prompted=self._prompted(source.get("prompt")),
+                attention=source.get("attention", False), batch=self.model["batch"], prompt=prompt,
+                prompted=self._prompted(source.get("prompt")),
                 like=self.scales(like, source) if like is not None and self.model["standardise"] else None)
         return self._scales[key]
 

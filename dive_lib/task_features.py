@@ -13,6 +13,8 @@ from dive_lib.checkpoint import fingerprint
 from dive_lib.feature_cache import FeatureCache
 from dive_lib.first_stage import device
 
+AT_ONCE = 128  # images that a head reads together, of features that are known
+
 
 class Scales:
     """Features of some images. images: with `load_images` and a length. group: a group of stages of a denoiser, the
@@ -25,12 +27,14 @@ class Scales:
 
     attention: cross-attention maps join the scales of a group (`stage_groups.scales`) where the backbone has any.
     prompt: (indices, their pixels) -> texts, the backbone's condition; None is the empty one. prompted: its identity.
+    batch: images that one pass of the networks takes, so the most to `take` at once without a cache.
     """
 
     def __init__(self, backbone, images, *, t: int, group: str, identity: str, cache: FeatureCache | None = None,
                  pixels: torch.Tensor | None = None, expert=None, standardise: bool = False,
                  like: "Scales | None" = None, attention: bool = False, prompt: Callable | None = None,
-                 prompted: str = ""):
+                 prompted: str = "", batch: int = AT_ONCE):
+        self.at_once = AT_ONCE if cache is not None else batch
         self.backbone, self.images, self.t, self.group, self.expert = backbone, images, t, group, expert
         self.prompt = prompt
         self.stages = stages_of(backbone, group)

@@ -77,10 +77,11 @@ def fit(bench: Bench, head: nn.Module, parts: Sequence[tuple[Scales, Sequence[in
 
 
 @torch.no_grad()
-def embed(head: nn.Module, scales: Scales, indices: Sequence[int] | None = None, batch: int = 128) -> torch.Tensor:
+def embed(head: nn.Module, scales: Scales, indices: Sequence[int] | None = None) -> torch.Tensor:
     """(n, d) unit vectors of images, on the CPU."""
     indices = torch.arange(len(scales)) if indices is None else torch.as_tensor(indices)
-    return torch.cat([F.normalize(head.eval()(*scales.take(part)), dim=1).cpu() for part in indices.split(batch)])
+    return torch.cat([F.normalize(head.eval()(*scales.take(part)), dim=1).cpu()
+                      for part in indices.split(scales.at_once)])
 
 
 def answers(embeddings: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -92,7 +93,7 @@ def pooled(scales: Scales, side: int, indices: Sequence[int] | None = None) -> n
     """(n, D) what a linear probe reads: maps averaged to side x side, flattened. indices: of the images, or all."""
     indices = torch.arange(len(scales)) if indices is None else torch.as_tensor(indices)
     rows = [torch.cat([F.adaptive_avg_pool2d(scale, side).flatten(1) for scale in scales.take(part)[0]], 1).cpu()
-            for part in indices.split(128)]
+            for part in indices.split(scales.at_once)]
     return torch.cat(rows).numpy()
 
 

@@ -37,6 +37,15 @@ def test_full_size_runs_reduced_and_says_so(tmp_path, capsys):
             assert row["ms"] > 0 and row["gflop"] > 0 and "minutes_per_image" not in row
 
 
+def test_kernels_of_attention_are_compared(tmp_path):
+    """A kernel that a device has not becomes a row that says so."""
+    result = full_size.main(["--device", "cpu", "--size", "tiny", "--repeats", "1", "--modes", "eager", "--out",
+                             str(tmp_path), "--attention", "default", "flash", "cudnn", "--steps", "DiT inversion",
+                             "--precisions", "bf16"])
+    assert [row["attention"] for row in result["rows"]] == ["default", "flash", "cudnn"]
+    assert ["failed" in row for row in result["rows"]] == [False, False, True]
+
+
 def test_flops_are_counted_on_the_meta_device():
     a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
     assert measure.flops(lambda: a @ b) == 2 * 3 * 5 * 7

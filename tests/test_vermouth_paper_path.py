@@ -108,6 +108,17 @@ def test_a_linear_probe_reads_the_shots_alone(model, reads):
     assert np.array_equal(answers, expected == bench.data.digits.test.labels.numpy())
 
 
+def test_without_a_cache_no_more_images_are_read_than_a_pass_takes(model, reads):
+    bench = Bench("x", model | {"batch": 3}, backbones=["stable_diffusion"])
+    task = few_shot.FewShot(bench, bench.data.digits, HEAD | {"batch_size": 4})
+    task.u_head(SOURCE, 1, 0)
+    task.linear_probe(PROBE, 1, 0)
+    assert max(reads) == 4, "of a step of training"
+    reads.clear()
+    text_heads.pooled(bench.scales(bench.data.digits.test, PROBE), 1)
+    assert max(reads) == 3
+
+
 def test_a_network_from_scratch_does_not_keep_the_test_images(model, reads):
     benches = [Bench("x", model | changes) for changes in ({}, {"cached": True})]
     right = [few_shot.FewShot(bench, bench.data.digits, HEAD).from_scratch(SCRATCH, 1, 0) for bench in benches]
