@@ -78,7 +78,7 @@ def test_15_probes_all_backbones(world, described):
 
 def test_16_learns_from_few_images(world, described):
     metrics = execute(world, "16_few_shot", **model(world), **{
-        "grid.t": [50], "shots": [1, 2], "draws": 2, "head.width": 32, "head.heads": 2, "head.epochs": 1,
+        "grid.t": [50], "shots": [1, 2], "draws": 2, "head.width": 64, "head.heads": 2, "head.epochs": 1,
         "scratch.widths": [4, 4, 8, 8], "scratch.steps": 2, "scratch.batch_size": 4})
     assert set(paper_world.FEW_SHOT) < set(metrics)
 
