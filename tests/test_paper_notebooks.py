@@ -78,7 +78,7 @@ def test_15_probes_all_backbones(world, described):
 
 def test_16_learns_from_few_images(world, described):
     metrics = execute(world, "16_few_shot", **model(world), **{
-        "grid.t": [50], "shots": [1, 2], "draws": 2, "head.width": 8, "head.heads": 2, "head.epochs": 1,
+        "grid.t": [50], "shots": [1, 2], "draws": 2, "head.width": 64, "head.heads": 2, "head.epochs": 1,
         "scratch.widths": [4, 4, 8, 8], "scratch.steps": 2, "scratch.batch_size": 4})
     assert set(paper_world.FEW_SHOT) < set(metrics)
 
@@ -109,6 +109,7 @@ def test_every_missing_checkpoint_is_named_at_once(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError) as caught:
             task_bench.Bench(PROFILE, own["model"], backbones=[*own["grid"]["backbones"], *own["experts"]])
         lines = str(caught.value).splitlines()[1:]
+        captions = {"blip-image-captioning-base"} if own["model"]["prompt"] == "blip" else set()
         assert {line.rpartition("into checkpoints/")[2] for line in lines} == {
-            *named, "dino-vitb16", "clip-vit-large-patch14"}
+            *named - {"blip-image-captioning-base"}, *captions, "dino-vitb16", "clip-vit-large-patch14"}
         assert all("huggingface.co/" in line for line in lines)
