@@ -280,3 +280,15 @@ def test_trainings_are_repeated_with_other_seeds(tmp_path, monkeypatch):
     assert trainings.main(["--seeds", "3", "--out", str(tmp_path)])["rows"] == result["rows"] and not calls
     with pytest.raises(SystemExit):
         trainings.main(["--seeds", "0"])
+
+
+def test_the_readme_says_what_another_training_gives():
+    rows = {row["quantity"]: row for row in read_json(measure.RESULTS / "trainings.json")["rows"]}
+    text = " ".join((paths.ROOT / "README.md").read_text().split())
+    found = {name: f"{abs(row['seed 1']):.1f}" for name, row in rows.items()}
+    assert f"DIVE {found['DIVE, AP']} in place of {rows['DIVE, AP']['seed 0']:.1f}" in text
+    assert f"local search {found['best search, AP']} in place of {rows['best search, AP']['seed 0']:.1f}" in text
+    assert f"{found['without prior - DIVE, AP']} points below DIVE without the prior" in text
+    assert f"{found['without in-vocabulary search - DIVE, AP']} without in-vocabulary search" in text
+    assert f"{found['decoupled priors - DIVE, AP']} with decoupled priors" in text
+    assert f"{found['without both - DIVE, AP']} without both" in text
