@@ -62,12 +62,12 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parser.parse_args(arguments)
     data = dataset.load(options.profile)
     truth, ids = data.annotations("val"), data.subsets["tuning"][:options.images]
-    rows, reference = [], None
+    rows, reference, cost = [], None, None
     for name in options.only:
         results = measured(name, CANDIDATES[name], options, data, ids)
         row = evaluate_run(truth, results, ids)
         if name == "straight_through":
-            reference = results
+            reference, cost = results, row["forward_equivalents"]
         paired = {"difference": None, "difference_ci95": None}
         if reference and results is not reference:
             compared = paired_bootstrap(truth, detections_of(results), detections_of(reference), ids, resamples=500)
@@ -77,7 +77,6 @@ def main(arguments: list[str] | None = None) -> dict:
                      "prior_forward_equivalents": row["prior_forward_equivalents"],
                      "seconds_per_image": seconds_per_image(results, options.workers)})
         print(measure.markdown(rows[-1:]))
-    cost = next((r["forward_equivalents"] for r in rows if r["search"] == "straight_through"), None)
     for row in rows:
         row["relative_cost"] = row["forward_equivalents"] / cost if cost else None
     settings = {"profile": options.profile, "subset": "tuning", "split": "val", "images": len(ids),

@@ -139,13 +139,17 @@ def results_table(metrics: Mapping) -> str:
         if row is None:
             continue
         ends = row.get("AP_ci95")
-        cost = f"{row['forward_equivalents']:,.0f}"
-        cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         cells = [f"**{row['AP']:.1f}**" + (f" {interval(ends)}" if ends else ""),
                  f"{row['AP50']:.1f}", f"{row['n_images']}", f"{row['dive_on_same_images']:.1f}"
-                 if "dive_on_same_images" in row else "", cost, paper]
+                 if "dive_on_same_images" in row else "", _cost(row), paper]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cost(row: Mapping) -> str:
+    """Forward-equivalents per image, and what was paid once for all images."""
+    once = row.get("forward_equivalents_once")
+    return f"{row['forward_equivalents']:,.0f}" + (f" (and {once:,} once)" if once else "")
 
 
 def _pair(row: Mapping | None) -> str:
@@ -228,11 +232,9 @@ def classification_table(metrics: Mapping) -> str:
     most = max((row["n_images"] for row in rows), default=0)
     for row in rows:
         beside = f"{row['accuracy'] - row['difference']:.1f}" if row["n_images"] < most and "difference" in row else ""
-        cost = f"{row['forward_equivalents']:,.0f}"
-        cost += f" (and {row['forward_equivalents_once']:,} once)" if row.get("forward_equivalents_once") else ""
         paper = "\N{EN DASH}" if row["paper"] is None else f"{row['paper']:.1f}"
         cells = [row["name"], f"**{row['accuracy']:.1f}** {interval(row['accuracy_ci95'])}", f"{row['n_images']}",
-                 beside, cost, paper]
+                 beside, _cost(row), paper]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
