@@ -13,18 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dive_lib.cuda_graphs import Recorded
+from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.layout_prior import LayoutPrior
 from dive_lib.objective import Objective
+from dive_lib.unet_kernels import use_fast_kernels
 
 VERSIONS = 64  # of the networks of all runs in one process; PyTorch's own limit is 8
 
 
 @dataclass(frozen=True)
 class Execution:
-    """chunk: most samples in one network call. bf16: the networks' weights and activations are bfloat16. compile: they
-    pass through torch.compile, once for calls with and once for calls without a gradient. A compiled network is only
-    ever called with `chunk` samples: a smaller call is filled up, so `chunk` should divide what a run asks for, as 50
-    does a step of 50 pairs and a monitor of 200; a larger one raises ValueError."""
+    """chunk: most samples in one network call. bf16: the networks' weights and activations are bfloat16, and so are the
+    matrix products of the layout encoder. compile: the networks pass through torch.compile, once for calls with and
+    once for calls without a gradient, and on a GPU each is recorded as a CUDA graph. A compiled network is only ever
+    called with `chunk` samples: a smaller call is filled up, so `chunk` should divide what a run asks for, as 50 does a
+    step of 50 pairs and a monitor of 200; a larger one raises ValueError."""
 
     chunk: int = 256
     bf16: bool = False
@@ -42,16 +46,20 @@ class Execution:
             models += [module for module in objective.prior.modules() if isinstance(module, LayoutPrior)]
         for model in models if self.bf16 or self.compile else ():
             self._replace_forward(model.network)
+        if self.bf16 and isinstance(objective.ldm, LayoutLDM):
+            objective.ldm.encoder.forward = functools.partial(_in_bfloat16, objective.ldm.encoder.forward)
         return objective
 
     def _replace_forward(self, network: nn.Module) -> None:
         """Of a frozen network, whose attributes stay in reach."""
         if self.bf16:
             network.to(torch.bfloat16, memory_format=torch.channels_last)
+        if self.compile:
+            use_fast_kernels(network)
         forward = network.forward
         if self.compile:  # networks of one class share the limit of compiled versions, beyond which all run uncompiled
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
-            forward = torch.compile(forward, dynamic=False)
+            forward = Recorded(torch.compile(forward, dynamic=False))
         network.forward = functools.partial(self._call, forward)
 
     def _call(self, forward, *args, **kwargs):
@@ -70,3 +78,9 @@ class Execution:
             tensor = tensor.to(torch.bfloat16)
         tensor = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, missing]) if missing else tensor
         return tensor.contiguous() if self.compile else tensor  # other strides would be compiled anew
+
+
+def _in_bfloat16(forward, embeddings: torch.Tensor) -> torch.Tensor:
+    """Matrix products and attention in bfloat16; weights, norms and sums over layers stay in float32."""
+    with torch.autocast(embeddings.device.type, torch.bfloat16, cache_enabled=False):
+        return forward(embeddings).to(embeddings.dtype)
