@@ -1,28 +1,25 @@
 """Full-size models with random weights on an accelerator: milliseconds, memory, TFLOP/s and share of the chip's rate.
 
     python -m benchmarks.full_size                     # full size on an accelerator, reduced size without one
-    python -m benchmarks.full_size --modes eager graph compiled compiled+graph --images 1 4
-    python -m benchmarks.full_size --modes compiled compiled+graph --attention default cudnn --steps "LDM inversion"
+    python -m benchmarks.full_size --precisions bf16 --images 1 2
     python -m benchmarks.full_size --size reduced
 
 Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), training step of LDM-8 (batch 16), gradient of
 the 58M prior, gradient of DiT-XL/2 with respect to the class embedding (batch 25), and `dive_lib.inversion.invert`
-as a whole, with draws, optimiser and monitor.
+as a whole, with draws, optimiser and monitor. images: how many are inverted in one step; the loop has them two at a
+time in a call of a network, as the profile paper has.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
-float32 weights under autocast). Modes of bf16: eager, compiled (torch.compile, as `dive_lib.execution` does it), graph
-(the step replayed as one CUDA graph, without launch costs) and both; fp32 is eager. Attention: which of PyTorch's
-kernels compute it, its own choice by default; LDM-8 has heads of 32 channels, for which they differ much.
+float32 weights under autocast). Modes of bf16: eager and compiled (as `dive_lib.execution` does it, which on a GPU also
+records CUDA graphs); fp32 is eager.
 """
 
 import argparse
 import gc
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import measure
 from benchmarks.full_size_models import SIZES, Models
@@ -31,11 +28,10 @@ from dive_lib.inversion import InversionConfig, invert
 PAPER_STEPS = 2000
 PAPER_MINUTES = 50  # per image, on an A100
 PRECISIONS = ("fp32", "bf16")
-MODES = ("eager", "compiled", "graph", "compiled+graph")
-ATTENTION = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-             "efficient": SDPBackend.EFFICIENT_ATTENTION}
+MODES = ("eager", "compiled")
 STEPS = ("LDM inversion", "LDM training", "prior inversion", "DiT inversion")
 LOOP = "DIVE loop"
+TOGETHER = 2  # images in a call of a network in the loop
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -43,8 +39,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--size", default="auto", choices=("auto", *SIZES), help="auto: full on an accelerator")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=MODES)
-    parser.add_argument("--attention", nargs="+", default=["default"], choices=ATTENTION)
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--steps", nargs="+", default=[*STEPS, LOOP], choices=(*STEPS, LOOP))
     parser.add_argument("--images", nargs="+", type=int, default=[1], help="images inverted in one step")
     parser.add_argument("--repeats", type=int, default=10)
@@ -67,21 +62,17 @@ def main(arguments: list[str] | None = None) -> dict:
     counted = {images: {name: measure.flops(build()) for name, build in Models(size, "fp32", "meta", images=images)
                         .steps().items()} for images in options.images}
     settings = {"device": device, "size": size, "precisions": options.precisions, "modes": options.modes,
-                "attention": options.attention, "images": options.images, "repeats": options.repeats,
+                "images": options.images, "repeats": options.repeats,
                 "pairs": SIZES[size]["pairs"], "matrix": SIZES[size]["matrix"]}
     facts = {"arguments": measure.given(arguments), "folder": options.out, "reduced": reduced, "matrix_tflops": rates,
              "paper_minutes_per_image": PAPER_MINUTES}
     rows = []
-    for precision, mode, attention, images, name in product(options.precisions, options.modes, options.attention,
-                                                            options.images, options.steps):
+    for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
         if skipped(name, precision, mode, images, options) is not None:
             continue
-        models = Models(size, precision, device, compiled="compiled" in mode, images=images)
-        kernel = ATTENTION[attention]
-        with nullcontext() if kernel is None else sdpa_kernel(kernel):
-            row = measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else \
-                measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats)
-        rows.append(row if options.attention == ["default"] else row | {"attention": attention})
+        models = Models(size, precision, device, compiled=mode == "compiled", images=images)
+        rows.append(measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else
+                    measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats))
         print(measure.markdown(rows[-1:]), flush=True)
         measure.save("full_size", settings, rows, **facts, show=False)  # compiling the next one may take minutes
     return measure.save("full_size", settings, rows, **facts)
@@ -91,12 +82,10 @@ def skipped(name: str, precision: str, mode: str, images: int, options: argparse
     """Why a combination is left out; None where it is measured."""
     if precision == "fp32" and mode != "eager":
         return "fp32 is what the others are compared with"
-    if name == LOOP and "graph" in mode:
-        return "the loop is not replayed as a graph"
     if name != "LDM training":
         return None
     if mode != "eager":
-        return "dive_lib.train neither compiles nor replays"
+        return "dive_lib.train does not compile"
     return "training knows no images" if images != options.images[0] else None
 
 
@@ -107,8 +96,6 @@ def measure_step(models: Models, name: str, mode: str, flops: int, peak: float, 
     try:
         measure.reset_peak(models.device)
         step = models.steps()[name]()
-        if "graph" in mode:
-            step = replayed(step, models.device)
         median = measure.seconds(step, repeats=repeats, warmup=3 if models.device == "cuda" else 1,
                                  device=models.device)
         row |= {"ms": median * 1000, "peak_gib": measure.peak_gib(models.device), "tflops": flops / median / 1e12,
@@ -127,27 +114,6 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-def replayed(step, device: str):
-    """The step as a CUDA graph: its kernels are recorded once and launched together."""
-    if device != "cuda":
-        raise RuntimeError("CUDA graphs need an accelerator")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        gradient = step()
-
-    def replay():
-        graph.replay()
-        return step, gradient  # what the graph reads and writes must stay allocated
-
-    return replay
-
-
 def measure_loop(models: Models, mode: str, counted: dict[str, int], peak: float, steps: int = 4) -> dict:
     """The library's whole loop (draws, straight-through step, prior, AdamW, monitor) at the paper's settings: with a
     monitor of four times as many pairs, 200, after every fourth step. Minutes per image are those of 2000 such steps.
@@ -159,7 +125,7 @@ def measure_loop(models: Models, mode: str, counted: dict[str, int], peak: float
     try:
         measure.reset_peak(models.device)
         ldm, pairs = models.ldm(), models.size["pairs"]
-        objective = models.frozen(ldm, models.prior(ldm), chunk=pairs * models.images)
+        objective = models.frozen(ldm, models.prior(ldm), chunk=pairs * min(models.images, TOGETHER))
         config = InversionConfig(steps=steps, batch=pairs, monitor_pairs=4 * pairs, monitor_every=4,
                                  monitor_start=False)
         latents = models.random(models.images, *ldm.latent_shape)
