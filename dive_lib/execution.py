@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dive_lib.cuda_graphs import Recorded
@@ -54,7 +55,7 @@ class Execution:
         """Of a frozen network, whose attributes stay in reach."""
         if self.bf16:
             network.to(torch.bfloat16, memory_format=torch.channels_last)
-        if self.compile:
+        if self.compile and isinstance(network, UNet2DConditionModel):
             use_fast_kernels(network)
         forward = network.forward
         if self.compile:  # networks of one class share the limit of compiled versions, beyond which all run uncompiled

@@ -4,9 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from dive_lib.execution import Execution
+from dive_lib.objective import Objective
 from dive_lib.position_attention import PositionAttention
-from dive_lib.unet_kernels import FlexProcessor, SplitGEGLU, use_fast_kernels
+from dive_lib.unet_kernels import ChannelsLastConv2d, FlexProcessor, SplitGEGLU, use_fast_kernels
 from tests import tiny
 
 
@@ -24,6 +29,47 @@ def test_it_answers_and_has_the_gradient_of_the_unet(positions):
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def test_convolutions_and_their_gradients_find_channels_last():
+    """What torch.compile is given, on tensors without data: group norms leave channels first."""
+    def layouts(change):
+        ldm = tiny.layout_ldm(False).to("meta")
+        unet = ldm.unet.to(memory_format=torch.channels_last)
+        if change:
+            use_fast_kernels(unet)
+        z, t, context = (torch.empty(shape, device="meta") for shape in ((2, 4, 8, 8), (2,), (2, 15, 8)))
+
+        def gradient(z, t, context, weights):
+            context = context.detach().requires_grad_()
+            return torch.autograd.grad(unet(z, t, context, return_dict=False)[0], context, weights)[0]
+
+        traced = make_fx(gradient, decomposition_table=select_decomp_table())(z, t, context, z)
+        return [node.args[0].meta["val"].is_contiguous(memory_format=torch.channels_last) and
+                not node.args[0].meta["val"].is_contiguous() for node in traced.graph.nodes
+                if "convolution" in str(node.target) and min(node.args[0].meta["val"].shape[1:]) > 1]
+
+    before, after = layouts(False), layouts(True)
+    assert len(before) == len(after) and not all(before) and all(after)
+
+
+@pytest.mark.parametrize("size, kernel, stride, padding", [(8, 3, 1, 1), (8, 3, 2, 1), (7, 3, 2, 1), (8, 1, 1, 0),
+                                                           (9, 4, 3, 2)])
+def test_the_gradient_of_a_convolution(size, kernel, stride, padding):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 5, kernel, stride, padding).requires_grad_(False)
+    fast = copy.deepcopy(plain)
+    fast.__class__ = ChannelsLastConv2d
+    x = torch.randn(2, 3, size, size).requires_grad_()
+    expected, found = (torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in (plain, fast))
+    assert torch.allclose(expected, found, rtol=1e-5, atol=1e-5) and torch.allclose(plain(x), fast(x), atol=1e-6)
+
+
+def test_convolutions_of_another_kind_are_left_alone():
+    kinds = [nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2),
+             nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")]
+    use_fast_kernels(nn.ModuleList(kinds))
+    assert {type(kind) for kind in kinds} == {nn.Conv2d}
+
+
 def test_attention_with_a_processor_of_its_own_keeps_it():
     unet = tiny.layout_ldm(True).unet
     use_fast_kernels(unet)
@@ -32,8 +78,12 @@ def test_attention_with_a_processor_of_its_own_keeps_it():
     assert kinds == {"attn1": FlexProcessor, "attn2": PositionAttention}
 
 
-def test_a_network_without_transformer_blocks_of_that_kind_is_left_alone():
-    dit = tiny.dit()
-    before = {name: type(module) for name, module in dit.transformer.named_modules()}
-    use_fast_kernels(dit.transformer)
-    assert before == {name: type(module) for name, module in dit.transformer.named_modules()}
+def test_only_compiled_unets_are_changed(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    dit, unet = tiny.dit(), tiny.layout_ldm(False)
+    before = [type(module) for module in dit.modules()]
+    Execution(compile=True).prepare(Objective(dit))
+    assert before == [type(module) for module in dit.modules()]
+    for compiled in (False, True):
+        Execution(compile=compiled).prepare(Objective(unet))
+        assert any(isinstance(module, SplitGEGLU) for module in unet.modules()) is compiled
