@@ -1,7 +1,7 @@
 """Full-size models with random weights on an accelerator: milliseconds, memory, TFLOP/s and share of the chip's rate.
 
     python -m benchmarks.full_size                     # full size on an accelerator, reduced size without one
-    python -m benchmarks.full_size --precisions bf16 --images 1 2
+    python -m benchmarks.full_size --modes compiled --images 2 --steps "LDM inversion" --add   # keeps the other rows
     python -m benchmarks.full_size --size reduced
 
 Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), training step of LDM-8 (batch 16), gradient of
@@ -11,7 +11,8 @@ time in a call of a network, as the profile paper has.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
 float32 weights under autocast). Modes of bf16: eager and compiled (as `dive_lib.execution` does it, which on a GPU also
-records CUDA graphs); fp32 is eager.
+records CUDA graphs); fp32 is eager. Compiling takes minutes for each row: with --add they can be measured in several
+calls, on accelerators of one kind.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import torch
 
 from benchmarks import measure
 from benchmarks.full_size_models import SIZES, Models
+from dive_lib import paths, provenance
+from dive_lib.files import read_json
 from dive_lib.inversion import InversionConfig, invert
 
 PAPER_STEPS = 2000
@@ -44,7 +47,9 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--images", nargs="+", type=int, default=[1], help="images inverted in one step")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
+    parser.add_argument("--add", action="store_true", help="keep the rows of earlier calls that are not measured again")
     options = parser.parse_args(arguments)
+    earlier = earlier_result(options.out) if options.add else None
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     size = options.size if options.size != "auto" else "full" if device == "cuda" else "reduced"
     reduced = size != "full"
@@ -65,8 +70,8 @@ def main(arguments: list[str] | None = None) -> dict:
                 "images": options.images, "repeats": options.repeats,
                 "pairs": SIZES[size]["pairs"], "matrix": SIZES[size]["matrix"]}
     facts = {"arguments": measure.given(arguments), "folder": options.out, "reduced": reduced, "matrix_tflops": rates,
-             "paper_minutes_per_image": PAPER_MINUTES}
-    rows = []
+             "paper_minutes_per_image": PAPER_MINUTES, "earlier": [] if earlier is None else calls(earlier)}
+    rows, kept = [], [] if earlier is None else earlier["rows"]
     for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
         if skipped(name, precision, mode, images, options) is not None:
             continue
@@ -74,8 +79,33 @@ def main(arguments: list[str] | None = None) -> dict:
         rows.append(measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else
                     measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats))
         print(measure.markdown(rows[-1:]), flush=True)
-        measure.save("full_size", settings, rows, **facts, show=False)  # compiling the next one may take minutes
-    return measure.save("full_size", settings, rows, **facts)
+        measure.save("full_size", settings, joined(kept, rows), **facts, show=False)  # the next one may take minutes
+    return measure.save("full_size", settings, joined(kept, rows), **facts)
+
+
+def earlier_result(folder: Path | None) -> dict | None:
+    """The result that stands in the folder. ValueError where it is of another accelerator, whose rows say nothing
+    beside those of this one."""
+    path = (folder or measure.RESULTS) / "full_size.json"
+    if not path.is_file():
+        return None
+    earlier, here = read_json(path), provenance.machine()
+    if earlier["machine"].get("accelerator") != here.get("accelerator"):
+        raise ValueError(f"{paths.shorten(path)} was measured on {earlier['machine'].get('accelerator') or 'no GPU'}, "
+                         f"this is {here.get('accelerator') or 'no GPU'}: leave --add out, or give another --out")
+    return earlier
+
+
+def calls(result: dict) -> list[dict]:
+    """Arguments and commit of every call that rows of a result are of."""
+    return result.get("earlier", []) + [{key: result.get(key) for key in ("arguments", "commit")}]
+
+
+def joined(kept: list[dict], rows: list[dict]) -> list[dict]:
+    """The rows, after those of earlier calls that none of them replaces."""
+    keys = ("step", "precision", "mode", "images")
+    measured = {tuple(row[key] for key in keys) for row in rows}
+    return [row for row in kept if tuple(row[key] for key in keys) not in measured] + rows
 
 
 def skipped(name: str, precision: str, mode: str, images: int, options: argparse.Namespace) -> str | None:

@@ -93,8 +93,9 @@ def save(name: str, settings: dict, rows: list[dict], *, arguments: list[str], f
          show: bool = True, **facts) -> dict:
     """Writes benchmarks/results/<name>.json and .md, shows the table and returns the content. arguments: `given`.
     facts: further keys; "reduced": whether the models were smaller than the papers'."""
-    result = {"benchmark": name, "arguments": arguments, "machine": provenance.machine(), "torch": torch.__version__,
-              "threads": torch.get_num_threads(), **facts, "settings": settings, "rows": rows}
+    result = {"benchmark": name, "arguments": arguments, "commit": provenance.commit(),
+              "machine": provenance.machine(), "torch": torch.__version__, "threads": torch.get_num_threads(), **facts,
+              "settings": settings, "rows": rows}
     write_json((folder or RESULTS) / f"{name}.json", result)
     write_text((folder or RESULTS) / f"{name}.md", page(result))
     if show:
@@ -106,10 +107,11 @@ def page(result: dict) -> str:
     """A result as a markdown page: what it was measured on, how it is repeated, its rows."""
     machine = result["machine"]
     where = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
-    command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *result["arguments"]])
+    calls = [call["arguments"] for call in result.get("earlier", [])] + [result["arguments"]]
+    commands = "\n    ".join(shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *call]) for call in calls)
     size = "**Of models of reduced size; it says nothing about the full ones.** " if result.get("reduced") else ""
     return (f"# {result['benchmark']}\n\n{size}Measured on {where}, PyTorch {result['torch']}; all settings are in "
-            f"`{result['benchmark']}.json`. Repeat it with\n\n    {command}\n\n"
+            f"`{result['benchmark']}.json`. Repeat it with\n\n    {commands}\n\n"
             f"{markdown(result['rows'])}\n")
 
 
