@@ -34,7 +34,8 @@ def test_full_size_runs_reduced_and_says_so(tmp_path, capsys):
 
 
 def test_rows_of_several_calls_stand_in_one_result(tmp_path, monkeypatch):
-    call = ["--device", "cpu", "--size", "tiny", "--repeats", "1", "--modes", "eager", "--out", str(tmp_path), "--steps"]
+    call = ["--device", "cpu", "--size", "tiny", "--repeats", "1", "--modes", "eager", "--out", str(tmp_path),
+            "--steps"]
     first = full_size.main([*call, "prior inversion", "DiT inversion", "--precisions", "bf16"])
     result = full_size.main([*call, "DiT inversion", "--add"])
     assert [(row["step"], row["precision"]) for row in result["rows"]] == [
