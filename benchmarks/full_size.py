@@ -10,8 +10,8 @@ as a whole, with draws, optimiser and monitor. images: how many are inverted in 
 time in a call of a network, as the profile paper has.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
-float32 weights under autocast). Modes of bf16: eager and compiled (as `dive_lib.execution` does it, which on a GPU also
-records CUDA graphs); fp32 is eager. Compiling takes minutes for each row: with --add they can be measured in several
+float32 weights under autocast). Modes: eager, and compiled as `dive_lib.execution` does it, which on a GPU also records
+CUDA graphs. Compiling takes minutes for each row: with --add they can be measured in several
 calls, on accelerators of one kind.
 """
 
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     parser.add_argument("--add", action="store_true", help="keep the rows of earlier calls that are not measured again")
     options = parser.parse_args(arguments)
-    earlier = earlier_result(options.out) if options.add else None
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     size = options.size if options.size != "auto" else "full" if device == "cuda" else "reduced"
+    earlier = earlier_result(options.out, device, size) if options.add else None
     reduced = size != "full"
     if reduced:
         print(f"REDUCED SIZE ({size}) on {device}: architectures and batches are small"
@@ -83,35 +83,40 @@ def main(arguments: list[str] | None = None) -> dict:
     return measure.save("full_size", settings, joined(kept, rows), **facts)
 
 
-def earlier_result(folder: Path | None) -> dict | None:
-    """The result that stands in the folder. ValueError where it is of another accelerator, whose rows say nothing
-    beside those of this one."""
+def earlier_result(folder: Path | None, device: str, size: str) -> dict | None:
+    """The result that stands in the folder. ValueError where it is of another accelerator, device or size, whose rows
+    say nothing beside these."""
     path = (folder or measure.RESULTS) / "full_size.json"
     if not path.is_file():
         return None
-    earlier, here = read_json(path), provenance.machine()
-    if earlier["machine"].get("accelerator") != here.get("accelerator"):
-        raise ValueError(f"{paths.shorten(path)} was measured on {earlier['machine'].get('accelerator') or 'no GPU'}, "
-                         f"this is {here.get('accelerator') or 'no GPU'}: leave --add out, or give another --out")
+    earlier, here = read_json(path), provenance.machine().get("accelerator") or "no GPU"
+    settings, gpu = earlier["settings"], earlier["machine"].get("accelerator") or "no GPU"
+    was = settings["size"], settings["device"], gpu
+    if was != (size, device, here):
+        raise ValueError(f"{paths.shorten(path)} has rows of size {was[0]} on {was[1]} ({was[2]}), this is size {size} "
+                         f"on {device} ({here}): leave --add out, or give another --out")
     return earlier
 
 
 def calls(result: dict) -> list[dict]:
-    """Arguments and commit of every call that rows of a result are of."""
-    return result.get("earlier", []) + [{key: result.get(key) for key in ("arguments", "commit")}]
+    """Every call that rows of a result are of."""
+    kept = ("arguments", "commit", "torch", "matrix_tflops", "settings")
+    return result.get("earlier", []) + [{key: result.get(key) for key in kept}]
 
 
 def joined(kept: list[dict], rows: list[dict]) -> list[dict]:
-    """The rows, after those of earlier calls that none of them replaces."""
-    keys = ("step", "precision", "mode", "images")
-    measured = {tuple(row[key] for key in keys) for row in rows}
-    return [row for row in kept if tuple(row[key] for key in keys) not in measured] + rows
+    """The rows, after those of earlier calls that none of them replaces. One that failed replaces no measured one."""
+    def key(row: dict) -> tuple:
+        return tuple(row[name] for name in ("step", "precision", "mode", "images"))
+
+    measured = {key(row) for row in kept if "failed" not in row}
+    rows = [row for row in rows if "failed" not in row or key(row) not in measured]
+    replaced = {key(row) for row in rows}
+    return [row for row in kept if key(row) not in replaced] + rows
 
 
 def skipped(name: str, precision: str, mode: str, images: int, options: argparse.Namespace) -> str | None:
     """Why a combination is left out; None where it is measured."""
-    if precision == "fp32" and mode != "eager":
-        return "fp32 is what the others are compared with"
     if name != "LDM training":
         return None
     if mode != "eager":

@@ -40,6 +40,11 @@ CANDIDATES = {
     "all_timesteps": {"inversion": {"t_low": 0, "t_high": 1000, "t_interval": 20}},
     "seldom_monitored": {"inversion": {"monitor_every": 15, "monitor_pairs": 25}},
     "smaller_rate_and_eps": {"inversion": {"lr": 0.1, "eps": 0.0003}},
+    # All of the paper's settings at once; only the start's noise stays, for slots without positions are alike. The rate
+    # is the paper's in units of the embeddings' scale; steps, pairs of a step and the monitor's are the profile's.
+    "as_published": {"inversion": {"legal": False, "coarse_steps": 0, "t_low": 0, "t_high": 1000, "t_interval": 20,
+                                   "fixed_pairs": False, "lr": 0.15, "eps": 1e-8, "monitor_start": False},
+                     "weight": 1.0},
     "two_restarts": {"inversion": {"steps": 58}, "seeds": [0, 1]},
     "larger_batches": {"inversion": {"steps": 58, "batch": 8}},
     "straight_through_190_steps": {"inversion": {"steps": 190}},

@@ -29,7 +29,8 @@ class Execution:
     matrix products of the layout encoder. compile: the networks pass through torch.compile, once for calls with and
     once for calls without a gradient, and on a GPU each is recorded as a CUDA graph. A compiled network is only ever
     called with `chunk` samples: a smaller call is filled up, so `chunk` should divide what a run asks for, as 50 does a
-    step of 50 pairs and a monitor of 200; a larger one raises ValueError."""
+    step of 50 pairs and a monitor of 200; a larger one raises ValueError. What is recorded keeps its memory: about 0.19
+    GiB a sample for the gradient of LDM-8 in bfloat16 and 0.09 for that of its prior, twice that in float32."""
 
     chunk: int = 256
     bf16: bool = False

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from dive_lib.cuda_graphs import RECORDING
 from dive_lib.inversion_config import InversionConfig
 from dive_lib.inversion_result import Inverted, Step
 from dive_lib.memo import StateMemo, state_key
@@ -245,7 +246,8 @@ class _Run:
             index, self.queue = self.queue[:config.batch], self.queue[config.batch:]
         if self.fixed is not None:
             return index, self.fixed[index]
-        return index, Pairs.draw(self.ldm, grid[index], self.generator, prior=self.objective.uses_prior)
+        with RECORDING:
+            return index, Pairs.draw(self.ldm, grid[index], self.generator, prior=self.objective.uses_prior)
 
     def image_gradient(self, v, tokens, images, index, pairs):
         """Gradient of the mean image loss with respect to v (I, N, F, d), and the losses (I, batch).

@@ -17,7 +17,11 @@ NARROW = 32  # channels of a head
 
 def use_fast_kernels(unet: nn.Module) -> None:
     """Changes convolutions and transformer blocks of a frozen diffusers U-Net in place. Attention with a processor of
-    its own (`position_attention`) is left as it is."""
+    its own (`position_attention`) is left as it is. Raises ValueError for a U-Net with trainable weights, which would
+    get no gradient."""
+    if any(weights.requires_grad for weights in unet.parameters()):
+        raise ValueError("the U-Net has trainable weights; freeze it (dive_lib.checkpoint.freeze) or leave it as it is")
+    unet.to(memory_format=torch.channels_last)
     for block in unet.modules():
         if type(block) is nn.Conv2d and ChannelsLastConv2d.can_be(block):
             block.__class__ = ChannelsLastConv2d  # the same weights under the same name
@@ -92,6 +96,8 @@ class FlexProcessor:
 
     def __call__(self, attn, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
                  attention_mask: torch.Tensor | None = None, temb: torch.Tensor | None = None) -> torch.Tensor:
+        if attention_mask is not None:
+            raise ValueError("attention with a mask is not computed here")
         states = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, L, head width)

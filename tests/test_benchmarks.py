@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import architecture_ablation, class_searches, devices, full_size, inversion_cost, measure, searches
-from benchmarks import training_cost, trainings
+from benchmarks import architecture_ablation, class_searches, devices, fresh_scenes, full_size, inversion_cost
+from benchmarks import measure, searches, training_cost, trainings
 from benchmarks.full_size_models import Models
 from dive_lib import dataset, glyphs, parameters, paths
 from dive_lib.checkpoint import save_model
@@ -43,9 +43,18 @@ def test_rows_of_several_calls_stand_in_one_result(tmp_path, monkeypatch):
     assert result["rows"][0] == first["rows"][0] and result["rows"][2] != first["rows"][1]
     assert [given["arguments"] for given in result["earlier"]] == [first["arguments"]]
     assert (tmp_path / "full_size.md").read_text().count("python -m benchmarks.full_size") == 2
+    with pytest.raises(ValueError, match="size tiny on cpu .no GPU., this is size reduced on cpu"):
+        full_size.main([*call, "DiT inversion", "--add", "--size", "reduced"])
     monkeypatch.setattr(full_size.provenance, "machine", lambda: {"accelerator": "another"})
-    with pytest.raises(ValueError, match="measured on no GPU, this is another: leave --add out"):
+    with pytest.raises(ValueError, match="this is size tiny on cpu .another.: leave --add out"):
         full_size.main([*call, "DiT inversion", "--add"])
+
+
+def test_a_row_that_fails_takes_the_place_of_no_measured_one():
+    row = {"step": "LDM inversion", "precision": "bf16", "mode": "eager", "images": 1}
+    kept, failed = [row | {"ms": 1.0}, row | {"images": 2, "failed": "before"}], {"failed": "out of memory"}
+    rows = [row | failed, row | {"images": 2} | failed, row | {"images": 3} | failed]
+    assert full_size.joined(kept, rows) == [kept[0], *rows[1:]]
 
 
 def test_flops_are_counted_on_the_meta_device():
@@ -144,6 +153,28 @@ def smoke(tmp_path, monkeypatch):
     for name, model in {"first_stage": first_stage(), "layout_ldm": ldm, "layout_prior": prior}.items():
         save_model(runs / name, model, model.config)
     return tmp_path
+
+
+def test_fresh_scenes_are_read_by_the_rows_of_the_report(smoke):
+    report = {"dive": {"inversion": {}}, "best_search": {"search": {}},
+              "without_prior": {"inversion": {}, "weight": 0.0},
+              "without_in_vocabulary": {"inversion": {"in_vocabulary": False, "monitor_nearest": False,
+                                                      "legal": False}}}
+    for name, candidate in report.items():
+        spec = searches.specification(candidate, 0, "smoke", dataset.load("smoke"), [1, 2])
+        write_json(paths.runs("smoke") / "detection" / name / "spec.json", spec)
+    write_json(paths.reports("smoke") / "metrics.json", {"detection": {"dive": {"AP": 50.0}}})
+    result = fresh_scenes.main(["--profile", "smoke", "--images", "3", "--workers", "1", "--out", str(smoke)])
+    assert [row["row"] for row in result["rows"]] == [*fresh_scenes.ROWS, "as_published"]
+    assert all(0 <= row["AP"] <= 100 and row["forward_equivalents"] > 0 for row in result["rows"])
+    assert [row["report"] for row in result["rows"]] == [50.0, None, None, None, None]
+    assert result["rows"][0]["difference"] is None and len(result["rows"][1]["difference_ci95"]) == 2
+    root = paths.runs("smoke") / "benchmarks" / "fresh_scenes" / "data"
+    fresh, test = (read_json(folder / "annotations" / f"instances_{split}.json")["annotations"]
+                   for folder, split in ((root, "fresh"), (paths.runs("smoke") / "data", "test")))
+    assert [a["bbox"] for a in fresh] != [a["bbox"] for a in test][:len(fresh)]
+    again = fresh_scenes.main(["--profile", "smoke", "--images", "3", "--workers", "1", "--out", str(smoke)])
+    assert again["rows"] == result["rows"]
 
 
 def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):

@@ -29,11 +29,34 @@ def test_it_answers_and_has_the_gradient_of_the_unet(positions):
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def test_torch_compile_can_follow_it():
+    """Tracing as for a GPU, without kernels, whose making needs a compiler and a minute."""
+    ldm = tiny.layout_ldm(False)
+    fast = copy.deepcopy(ldm.unet)
+    use_fast_kernels(fast)
+    compiled = torch.compile(fast.forward, dynamic=False, fullgraph=True, backend="aot_eager")
+    context = ldm.context(ldm.vocabulary(tiny.layouts())).requires_grad_()
+    t = torch.tensor([10, 300, 900])
+    answers = [forward(tiny.latents(), t, context, return_dict=False)[0] for forward in (ldm.unet, compiled)]
+    gradients = [torch.autograd.grad(answer.square().sum(), context)[0] for answer in answers]
+    assert torch.allclose(*answers, rtol=1e-5, atol=1e-6) and torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_what_it_cannot_do_is_refused():
+    unet = tiny.layout_ldm(False).unet
+    use_fast_kernels(unet)
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    with pytest.raises(ValueError, match="mask"):
+        attention(torch.randn(1, 4, 16), attention_mask=torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="trainable weights"):
+        use_fast_kernels(unet.requires_grad_(True))
+
+
 def test_convolutions_and_their_gradients_find_channels_last():
     """What torch.compile is given, on tensors without data: group norms leave channels first."""
     def layouts(change):
         ldm = tiny.layout_ldm(False).to("meta")
-        unet = ldm.unet.to(memory_format=torch.channels_last)
+        unet = ldm.unet.to(memory_format=torch.channels_last)  # as in bfloat16
         if change:
             use_fast_kernels(unet)
         z, t, context = (torch.empty(shape, device="meta") for shape in ((2, 4, 8, 8), (2,), (2, 15, 8)))
@@ -66,7 +89,7 @@ def test_the_gradient_of_a_convolution(size, kernel, stride, padding):
 def test_convolutions_of_another_kind_are_left_alone():
     kinds = [nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2),
              nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")]
-    use_fast_kernels(nn.ModuleList(kinds))
+    use_fast_kernels(nn.ModuleList(kinds).requires_grad_(False))
     assert {type(kind) for kind in kinds} == {nn.Conv2d}
 
 
