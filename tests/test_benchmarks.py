@@ -330,3 +330,20 @@ def test_the_readme_says_what_another_training_gives():
     assert f"{found['without in-vocabulary search - DIVE, AP']} without in-vocabulary search" in text
     assert f"{found['decoupled priors - DIVE, AP']} with decoupled priors" in text
     assert f"{found['without both - DIVE, AP']} without both" in text
+
+
+def test_the_readme_says_what_fresh_scenes_give():
+    rows = {row["row"]: row for row in read_json(measure.RESULTS / "fresh_scenes.json")["rows"]}
+    text = " ".join((paths.ROOT / "README.md").read_text().split())
+
+    def against_dive(name):
+        low, high = rows[name]["difference_ci95"]
+        return f"{rows[name]['difference']:+.1f} [{low:.1f}, {high:.1f}]"
+
+    assert f"DIVE {rows['dive']['AP']:.1f} / {rows['dive']['AP50']:.1f}" in text
+    best = rows["dive_best_search"]
+    assert f"local search {best['AP']:.1f} / {best['AP50']:.1f} ({against_dive('dive_best_search')})" in text
+    assert f"without prior {against_dive('without_prior')}" in text
+    assert f"without in-vocabulary search {against_dive('without_in_vocabulary')}" in text
+    published = rows["as_published"]
+    assert f"all at once, AP is {published['AP']:.1f} ({against_dive('as_published')})" in text
