@@ -77,8 +77,8 @@ def specifications(options: argparse.Namespace, root: Path, ids: list[int]) -> I
     """Each row's run: that of the report, on the fresh scenes."""
     runs, settings = paths.runs(options.profile), parameters.load(options.profile)["detection"]
     for name in (*ROWS, "as_published"):
-        found = runs / "detection" / name.removeprefix("dive_") / "spec.json"
-        spec = read_json(found if name in ROWS else runs / "detection" / "dive" / "spec.json")
+        folder = "dive" if name == "as_published" else name.removeprefix("dive_")
+        spec = read_json(runs / "detection" / folder / "spec.json")
         if name == "as_published":
             candidate = searches.CANDIDATES[name]
             spec |= {"inversion": searches.settled(candidate, settings, settings["seed"])[0],

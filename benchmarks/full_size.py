@@ -11,8 +11,8 @@ time in a call of a network, as the profile paper has.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
 float32 weights under autocast). Modes: eager, and compiled as `dive_lib.execution` does it, which on a GPU also records
-CUDA graphs. Compiling takes minutes for each row: with --add they can be measured in several
-calls, on accelerators of one kind.
+CUDA graphs. Compiling takes minutes for each row: with --add they can be measured in several calls, on accelerators of
+one kind.
 """
 
 import argparse
