@@ -179,7 +179,8 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.plot(*points[met].T, "o", markersize=4, color=INK)
         axis.plot(*points[path["label"]], "o", markersize=12, markerfacecolor="none", color=VERMILION)
         axis.margins(0.12)
-        axis.set(title=f"{classes[path['label']]} read as {classes[path['prediction']]}", xticks=[], yticks=[],
+        title = f"{classes[path['label']]} read as {classes[path['prediction']]}"
+        axis.set(title=title if len(title) < 24 else title.replace(" read as ", "\nread as "), xticks=[], yticks=[],
                  xlabel=f"PC1 ({shares[0]:.0f} %)", ylabel="" if k else f"PC2 ({shares[1]:.0f} %)")
         axis.grid(False)
         _name_classes(axis, points, {path["classes"][0], path["prediction"], path["label"]}, classes,
@@ -219,7 +220,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], method: str = "
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     step = max(1, len(classes) // 10)
     ticks = range(0, len(classes), step)
-    axis.set_xticks(ticks, [classes[k] for k in ticks])
+    axis.set_xticks(ticks, [classes[k] for k in ticks], rotation=90 if max(map(len, classes)) > 4 else 0)
     axis.set_yticks(ticks, [classes[k] for k in ticks])
     axis.grid(False)
     axis.set(xlabel="answer", ylabel="class", title=method)

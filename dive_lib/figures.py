@@ -25,7 +25,7 @@ from dive_lib.wording import alternative_text, spelt
 
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 INK, MUTED, PALE = "#222222", "#666666", "#d9d9d9"
-MARKERS = "osD^vPX*<>"
+MARKERS, DPI = "osD^vPX*<>", 130
 FOUND = LinearSegmentedColormap.from_list("found", [VERMILION, "#f3b58c", "#f7f7f7", "#9fc6e0", BLUE])
 
 STYLE = sns.axes_style("ticks") | sns.plotting_context("notebook") | {
@@ -65,7 +65,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save(figure: Figure, path: str | os.PathLike, dpi: int = 130) -> Path:
+def save(figure: Figure, path: str | os.PathLike, dpi: int = DPI) -> Path:
     """Writes a PNG atomically and returns its path; equal figures give equal bytes."""
     path = Path(path)
     if path.suffix != ".png":

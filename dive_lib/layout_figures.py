@@ -11,6 +11,7 @@ from dive_lib.figures import BLUE, FOUND, GREY, INK, colour_bar, heat, styled
 from dive_lib.layout import LayoutGrid
 
 REAL_AND_SAMPLED = ("real", "sampled from the prior")
+SHOWN = 16  # classes that a figure names; of more the most frequent in the real layouts
 
 
 def layout_summary(layouts: Iterable, grid: LayoutGrid) -> dict[str, np.ndarray]:
@@ -42,18 +43,19 @@ def layout_statistics(real: Mapping, sampled: Mapping, classes: Sequence[str], n
     figure, axes = plt.subplots(2, 3, figsize=(8, 5.2))
     pair = ((names[0], real, GREY, -0.2), (names[1], sampled, BLUE, 0.2))
     most = max(int(max(d["objects"], default=0)) for d in (real, sampled))
+    shown = _most_frequent(real)
     for name, data, colour, shift in pair:
         share = np.bincount(np.asarray(data["objects"], dtype=int), minlength=most + 1)
         share = 100 * share / max(1, share.sum())
         axes[0, 0].bar(np.arange(most + 1) + shift, share, 0.4, color=colour, label=name)
-        axes[0, 1].bar(np.arange(len(classes)) + shift, 100 * np.asarray(data["classes"]), 0.4, color=colour)
-        axes[0, 2].plot(data["class_height"], "o-" if shift > 0 else "s--", color=colour)
+        axes[0, 1].bar(np.arange(len(shown)) + shift, 100 * np.asarray(data["classes"])[shown], 0.4, color=colour)
+        axes[0, 2].plot(np.asarray(data["class_height"])[shown], "o-" if shift > 0 else "s--", color=colour)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set(xlabel="objects per layout", ylabel="layouts, percent")
-    axes[0, 1].set(xlabel="class", ylabel="objects, percent")
-    axes[0, 2].set(xlabel="class", ylabel="mean height, px")
+    axes[0, 1].set(xlabel=_named(shown, classes), ylabel="objects, percent")
+    axes[0, 2].set(xlabel=_named(shown, classes), ylabel="mean height, px")
     for axis in axes[0, 1:]:
-        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=9)
+        axis.set_xticks(range(len(shown)), [classes[c] for c in shown], rotation=90, fontsize=9)
     names = {"width": "box width", "height": "box height", "bottom": "lower edge of the box"}
     for axis, (key, label) in zip(axes[1], names.items()):
         edges = _edges(np.concatenate([real[key], sampled[key]]))
@@ -70,11 +72,13 @@ def layout_statistics(real: Mapping, sampled: Mapping, classes: Sequence[str], n
 def co_occurrence(real: Mapping, sampled: Mapping, classes: Sequence[str], names=REAL_AND_SAMPLED) -> Figure:
     """Which classes share a layout: the pairs of `layout_summary`, real beside sampled, one colour scale."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True)
-    top = 100 * max(np.max(d["co_occurrence"]) for d in (real, sampled))
+    shown = _most_frequent(real)
+    pairs, labels = np.ix_(shown, shown), [classes[c] for c in shown]
+    top = 100 * max(np.max(np.asarray(d["co_occurrence"])[pairs]) for d in (real, sampled))
     for axis, data, name in zip(axes, (real, sampled), names):
-        image = heat(axis, 100 * np.asarray(data["co_occurrence"]), classes, classes, "Blues", top)
+        image = heat(axis, 100 * np.asarray(data["co_occurrence"])[pairs], labels, labels, "Blues", top)
         axis.tick_params(axis="x", rotation=90)
-        axis.set(title=name)
+        axis.set(title=name, xlabel=_named(shown, classes) if len(shown) < len(classes) else "")
     colour_bar(figure, image, axes, "pairs of objects, percent")
     return figure
 
@@ -95,6 +99,15 @@ def ranking_heatmap(rows: Sequence[Mapping]) -> Figure:
     axis.set(title="loss above the real layout's, times 1000, and share of layouts", ylabel="prior of")
     colour_bar(figure, image, axis, "real layout\npreferred, percent")
     return figure
+
+
+def _most_frequent(real: Mapping) -> np.ndarray:
+    """The classes that are shown, in their order."""
+    return np.sort(np.argsort(-np.asarray(real["classes"]), kind="stable")[:SHOWN])
+
+
+def _named(shown: np.ndarray, classes: Sequence[str]) -> str:
+    return "class" if len(shown) == len(classes) else f"{len(shown)} most frequent\nof {len(classes)} classes"
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

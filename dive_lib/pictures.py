@@ -13,17 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
-from matplotlib.patheffects import Normal, Stroke
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from dive_lib.coco import CocoLayouts
 from dive_lib.figures import BLUE, GREY, INK, MUTED, ORANGE, VERMILION, styled
 from dive_lib.layout import FIELDS, LayoutGrid
-
-COLOURS = ("#56b4e9", "#ffa726", "#2ee6a8", "#f5e663", "#ff8ad8", "#8da2ff", "#ff7043", "#d9b38c", "#c5f06a",
-           "#e0e0e0")
-"""Of boxes by class, bright enough for dark images; the label's text also tells classes apart."""
-WIDTH = 8.0  # inches
+from dive_lib.picture_grid import WIDTH, axes_of, colours_of, cut, filled, fitting, show, stack
 
 
 def annotated(layouts: CocoLayouts, index: int) -> dict:
@@ -44,11 +39,16 @@ def detected(layouts: CocoLayouts, grid: LayoutGrid, result: Mapping, title: str
 @styled
 def detections_grid(items: Sequence[Mapping], columns: int = 5,
                     classes: Sequence[str] | None = None) -> Figure:
-    """Images with labelled boxes, row by row. classes: order of the colours (default: the labels found)."""
-    axes = _grid(items, columns)
-    colours = _colours(items, classes)
-    for axis, cell in zip(axes.flat, items):
-        _show(axis, cell, colours, WIDTH / columns)
+    """Images with labelled boxes, row by row. classes: order of the colours (default: the labels found).
+
+    A title that only the first cell of a row has names the row; such rows stay beneath each other where they are cut.
+    """
+    rows, fit = cut(items, columns), fitting(items, columns)
+    named = len(rows) > 1 and all("title" in row[0] and not any("title" in cell for cell in row[1:]) for row in rows)
+    lines = stack(rows, fit) if named else cut(items, fit)
+    axes, colours = axes_of(lines), colours_of(items, classes)
+    for axis, cell in filled(axes, lines):
+        show(axis, cell, colours, WIDTH / axes.shape[1])
     return axes[0, 0].figure
 
 
@@ -62,22 +62,27 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
     """
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"each row needs {len(columns)} cells, one a column, got {list(map(len, rows))}")
-    letters = round(140 / len(columns))  # of the small print that fit into a column
+    fit = fitting([cell for row in rows for cell in row], len(columns))
+    letters = round(140 / fit)  # of the small print that fit into a column
     rows = [[cell | {"dropped": _small_print(cell["dropped"], letters)} if "dropped" in cell else cell for cell in row]
             for row in rows]
-    cells, titles = [cell for row in rows for cell in row], [textwrap.wrap(name, 11) for name in columns]
-    axes = _grid(cells, len(columns), top=0.09 + 0.18 * max(map(len, titles)))
-    colours = _colours(cells, classes)
-    for axis, cell in zip(axes.flat, cells):
-        _show(axis, cell, colours, WIDTH / len(columns))
+    lines = [line for row in rows for line in cut(row, fit)]
+    headings = [[textwrap.wrap(name, 11 if fit == len(columns) else letters // 2) for name in line]
+                for line in cut(columns, fit)]
+    if len(headings) > 1:  # each line has columns of its own
+        headings *= len(rows)
+    axes = axes_of(lines, [0.09 + 0.18 * max(map(len, line)) for line in headings])
+    colours = colours_of([cell for row in rows for cell in row], classes)
+    for axis, cell in filled(axes, lines):
+        show(axis, cell, colours, WIDTH / fit)
         if "dropped" in cell:
             axis.set_xlabel("\n".join(cell["dropped"]) or "\N{EN DASH}", fontsize=7.5, labelpad=2,
                             color=VERMILION if cell["dropped"] else MUTED)
-    for axis, row in zip(axes[:, 0], rows):
+    for axis, row in zip(axes[::len(lines) // len(rows), 0], rows):
         if "dropped" not in row[0] and any("dropped" in cell for cell in row):  # room for what the column is about
             axis.set_xlabel("dropped:", fontsize=7.5, labelpad=2, loc="right", color=MUTED)
-    for axis, lines in zip(axes[0], titles):
-        axis.set_title("\n".join(lines), loc="center", fontsize=min(9.5, 76 / len(columns)))
+    for axis, text in filled(axes, headings):
+        axis.set_title("\n".join(text), loc="center", fontsize=min(9.5, 76 / fit))
     return axes[0, 0].figure
 
 
@@ -88,11 +93,13 @@ def image_grid(images: Sequence[torch.Tensor], titles: Sequence[str] | None = No
     cells = [{"image": image} for image in images]
     for cell, title in zip(cells, titles or ()):
         cell["title"] = title
-    axes = _grid(cells, columns)
-    for axis, cell in zip(axes.flat, cells):
-        _show(axis, cell, {}, WIDTH / columns)
-    for axis, label in zip(axes[:, 0], row_labels or ()):
-        axis.set_ylabel(label, fontsize=9.5)
+    named, fit = row_labels or (), fitting(cells, columns)
+    lines = stack(cut(cells, columns), fit) if named else cut(cells, fit)
+    axes = axes_of(lines)
+    for axis, cell in filled(axes, lines):
+        show(axis, cell, {}, WIDTH / axes.shape[1])
+    for k, axis in enumerate(axes[:, 0] if named else ()):
+        axis.set_ylabel(named[k % len(named)], fontsize=9.5)
     return axes[0, 0].figure
 
 
@@ -121,90 +128,6 @@ def _small_print(texts, letters, most=5):
         lines = [line for text in texts[:shown] for line in textwrap.wrap(text, letters)] + rest
         if len(lines) <= most:
             return lines
-
-
-def _grid(cells, columns, top=0.0):
-    """Axes (rows, columns) without ticks in a figure whose rows are as high as their cells need."""
-    if not cells:
-        raise ValueError("there is no image to show; give at least one")
-    width, heights = WIDTH / columns, []
-    for start in range(0, len(cells), columns):
-        row = cells[start:start + columns]
-        lines = max(len(cell.get("dropped", ())) or "dropped" in cell for cell in row)
-        heights.append(max(width / _aspect(cell) for cell in row) + 0.06 + 0.15 * lines
-                       + 0.2 * any("title" in cell for cell in row))
-    heights[0] += top
-    figure, axes = plt.subplots(len(heights), columns, figsize=(WIDTH, sum(heights)), squeeze=False,
-                                height_ratios=heights)
-    figure.get_layout_engine().set(w_pad=0.025, h_pad=0.035, wspace=0, hspace=0)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
-    for axis in axes.flat[len(cells):]:
-        axis.set_visible(False)
-    return axes
-
-
-def _size(cell):
-    height, width = cell["image"].shape[-2:]
-    return tuple(cell.get("original_size") or (width, height))
-
-
-def _aspect(cell):
-    width, height = _size(cell)
-    return width / height
-
-
-def _colours(cells, classes):
-    names = classes or sorted({label for cell in cells for label in cell.get("labels", ())})
-    return {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(names)}
-
-
-def _show(axis, cell, colours, inches, fontsize=7.5):
-    """One cell of `inches` width."""
-    image = torch.as_tensor(cell["image"]).detach().float().cpu()
-    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    width, height = _size(cell)
-    axis.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
-    if "title" in cell:
-        axis.set_title(cell["title"], loc="center", fontsize=9, fontweight="normal", pad=3)
-    boxes = np.asarray(cell.get("boxes_xyxy", ()), dtype=float).reshape(-1, 4)
-    boxes = boxes * np.array([width / image.shape[-1], height / image.shape[-2]] * 2)
-    labels = cell.get("labels", [""] * len(boxes))
-    scores = cell.get("scores")
-    halo = [Stroke(linewidth=2.8, foreground="black", alpha=0.55), Normal()]
-    unit = width / inches / 72  # image pixels per point
-    placed = []
-    for k, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels)):
-        colour = colours.get(label, COLOURS[-1])
-        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5,
-                                 path_effects=halo))
-        text = label if scores is None else f"{label} {float(scores[k]):.2f}"
-        if not text:
-            continue
-        size = (0.62 * fontsize * len(text) + 3) * unit, (fontsize + 3.5) * unit
-        left, top = _free_place((x1, y1, x2, y2), size, (width, height), placed)
-        placed.append((left, top, left + size[0], top + size[1]))
-        axis.text(left + 1.7 * unit, top + size[1] / 2, text, fontsize=fontsize, color="black", va="center",
-                  bbox={"facecolor": colour, "alpha": 0.9, "pad": 1})
-    axis.set(xlim=(0, width), ylim=(height, 0))
-
-
-def _free_place(box, size, image, placed):
-    """Upper left corner of a label: above, below or inside its box, the first place that is least covered."""
-    (x1, y1, x2, y2), (w, h), (width, height) = box, size, image
-    rows = [y1 - h, y2, y1, y2 - h, y1 - 2 * h, y2 + h]
-    best = None
-    for row in rows:
-        for left in (x1, x2 - w):
-            left, top = min(max(left, 0), max(0, width - w)), min(max(row, 0), height - h)
-            covered = abs(top - row) * w + sum(
-                max(0, min(left + w, r) - max(left, a)) * max(0, min(top + h, d) - max(top, b))
-                for a, b, r, d in placed)
-            if best is None or covered < best[0] - 1e-9:
-                best = covered, left, top
-    return best[1:]
 
 
 FILLS = {"data": ("#f4f4f4", GREY), "frozen": ("#dbeaf5", BLUE), "trained": ("#fdebd0", ORANGE),

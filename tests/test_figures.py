@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_lib import figures, glyphs, layout_figures, pictures, scenes
+from dive_lib import figures, glyphs, layout_figures, picture_grid, pictures, scenes
 from dive_lib.coco import CocoLayouts, read_split
 from dive_lib.files import write_text
 from dive_lib.layout import LayoutGrid
@@ -159,10 +159,10 @@ def test_a_class_keeps_its_colour():
 
 
 def test_labels_keep_apart():
-    place = pictures._free_place
+    place = picture_grid._free_place
     box, size, size_of_image = (10, 20, 30, 40), (15, 5), (64, 64)
     first = place(box, size, size_of_image, [])
-    assert first == (10, 15)
+    assert first == (10, 15, 0)
     second = place(box, size, size_of_image, [(10, 15, 25, 20)])
     assert second[1] >= 20 or second[0] >= 25
     assert place((50, 0, 64, 64), size, size_of_image, [])[0] + 15 <= 64
@@ -191,6 +191,46 @@ def test_comparison_lists_dropped_objects_and_shortens_the_list():
     lines = pictures.comparison_grid(long, list("abcdefg")).axes[0].get_xlabel().splitlines()
     assert max(map(len, lines)) <= 20, "texts of neighbouring columns must not meet"
     assert len(lines) == 5 and lines[-1] == "and 2 more", "nor of neighbouring rows"
+
+
+def test_large_images_stand_in_fewer_columns_and_beneath_each_other():
+    photo = {"image": image(256, 256)}
+    rows = [photo | {"title": "scene"}, *[photo] * 7, photo | {"title": "sample"}, *[photo] * 7]
+    axes = np.array(pictures.detections_grid(rows, columns=8).axes).reshape(4, 4)
+    assert [axis.get_title() for axis in axes[:, 0]] == ["scene", "sample", "", ""], "pairs stay pairs"
+    stepped = [photo | {"title": f"step {k}"} for k in range(6)]
+    axes = pictures.detections_grid(stepped, columns=3).axes
+    assert [axis.get_title() for axis in axes] == [f"step {k}" for k in range(6)]
+    labelled = pictures.image_grid([photo["image"]] * 16, columns=8, row_labels=["image", "decoded"]).axes
+    assert [axis.get_ylabel() for axis in labelled[::4]] == ["image", "decoded", "image", "decoded"]
+
+
+def test_a_wide_comparison_of_photos_names_the_columns_of_each_line():
+    photo = {"image": image(256, 256)}
+    rows = [[photo, *[photo | {"dropped": []}] * 5]] * 2
+    figure = pictures.comparison_grid(rows, list("abcdef"))
+    assert [axis.get_title(loc="center") for axis in figure.axes] == list("abcdef") * 2
+    assert [axis.get_xlabel() for axis in figure.axes[:6:3]] == ["dropped:", "\u2013"]
+
+
+def test_of_many_labels_only_those_with_room_are_written():
+    boxes = torch.tensor([[10.0, 10.0, 20.0 + k, 20.0 + k] for k in range(30)])
+    crowd = {"image": image(), "boxes_xyxy": boxes, "labels": ["one"] * 30}
+    axis = pictures.detections_grid([crowd] * 8, columns=8).axes[0]
+    assert len(axis.patches) == 30 and 1 <= len(axis.texts) < 30
+    few = pictures.detections_grid([crowd | {"boxes_xyxy": boxes[:8], "labels": ["one"] * 8}] * 8, columns=8).axes[0]
+    assert len(few.texts) == 8
+
+
+def test_of_many_classes_the_most_frequent_are_named():
+    grid = LayoutGrid(tuple(f"thing {k}" for k in range(80)), 64, 33, 4)
+    layouts = [grid.encode(BOXES, torch.tensor([79, c])) for c in range(40, 60)]
+    summary = layout_summary(layouts, grid)
+    for figure in (layout_figures.layout_statistics(summary, summary, grid.classes).axes[1],
+                   layout_figures.co_occurrence(summary, summary, grid.classes).axes[0]):
+        named = [label.get_text() for label in figure.get_xticklabels()]
+        assert named == [f"thing {k}" for k in (*range(40, 55), 79)]
+        assert figure.get_xlabel() == "16 most frequent\nof 80 classes"
 
 
 def test_no_image_is_an_error():
