@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dive_lib import glyphs, image_encoder, number_images, paths
-from dive_lib.class_images import ClassImages, read_split
+from dive_lib.class_images import ClassImages, read_split, readable
 from dive_lib.files import read_json, write_json
 from dive_lib.first_stage import device
 from dive_lib.progress import Progress
@@ -37,7 +37,8 @@ class ClassData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.train.classes
+        """The folders, with their names for people where the root has a file `classnames.txt`."""
+        return readable(self.train.classes, self.root / "classnames.txt")
 
     def load_encoder(self) -> nn.Module:
         """On the device where models run."""
@@ -68,6 +69,7 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
     described = {"root": paths.shorten(root), "names": names, "image_size": image_size, "channels": channels,
                  "per_class": per_class, "encoder": encoder}
     splits = _read(described)
+    readable(splits["train"].classes, root / "classnames.txt")
     digests = {split: splits[split].check(split) for split in ("val", "test")}
     (paths.runs(profile) / "class_images").mkdir(parents=True, exist_ok=True)  # DVC expects it, also for another root
     write_json(paths.runs(profile) / "classes.json", described | {"digests": digests})

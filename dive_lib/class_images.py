@@ -113,6 +113,21 @@ def read_split(root: Path | str, split: str, *, image_size: int, channels: int =
     return ClassImages(folder, found, names, torch.tensor(labels), image_size, channels)
 
 
+def readable(classes: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    """Names of classes for people: "n01440764 tench" where the file has a line with these words, else the folder's.
+
+    Still in sorted order, each once, and fit to name a folder. Raises ClassFolderError where the file lacks a class.
+    """
+    if not file.exists():
+        return classes
+    words = dict(line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if " " in line)
+    missing = [name for name in classes if name not in words]
+    if missing:
+        raise ClassFolderError(f"{shorten(file)}: {len(missing)} of {len(classes)} classes have no line, such as "
+                               f"{missing[0]}; add the line \"{missing[0]} NAME\", or remove the file")
+    return tuple(f"{name} {words[name].strip().replace('/', ' or ')}" for name in classes)
+
+
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Writes pixels (S, S) or (S, S, 3) uint8 as PNG in one atomic step; the tens of thousands of images of a split are
     not forced to the disk one by one, as `files.atomic_path` would."""

@@ -44,7 +44,7 @@ def detections_grid(items: Sequence[Mapping], columns: int = 5,
     A title that only the first cell of a row has names the row; such rows stay beneath each other where they are cut.
     """
     rows, fit = cut(items, columns), fitting(items, columns)
-    named = len(rows) > 1 and all("title" in row[0] and not any("title" in cell for cell in row[1:]) for row in rows)
+    named = all(len(row) > 1 and [k for k, cell in enumerate(row) if cell.get("title")] == [0] for row in rows)
     lines = stack(rows, fit) if named else cut(items, fit)
     axes, colours = axes_of(lines), colours_of(items, classes)
     for axis, cell in filled(axes, lines):

@@ -9,7 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from dive_lib.figures import (BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PINK, SKY, VERMILION, YELLOW, styled)
+from dive_lib.figures import (BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PALE, PINK, SKY, VERMILION, YELLOW,
+                              styled)
 
 
 WIDTH = 8.0  # inches of a figure at most: 1040 pixels, which are shown on 800
@@ -113,23 +114,29 @@ def projections(panels: Mapping[str, np.ndarray], labels: Sequence[int], sketche
                 classes: Sequence[str]) -> Figure:
     """Figure 3: points (n, 2) of the same images, one panel for each time step.
 
-    Colour: class; mark: sketch or photo.
+    Colour: class, of more than ten only the first ten; mark: sketch or photo.
     """
     labels, sketches = np.asarray(labels), np.asarray(sketches)
+    present = sorted(set(labels.tolist()))
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, max(2.6, WIDTH / len(panels) + 0.9)), squeeze=False)
-    colours = [BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, GREY, YELLOW, SKY, INK]
+    colours = dict(zip(present, [BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, GREY, YELLOW, SKY, INK]))
+    named = np.isin(labels, list(colours))
     for axis, (title, points) in zip(axes[0], panels.items()):
         for kind, marker in ((False, "o"), (True, "x")):
-            own = sketches == kind
-            axis.scatter(*points[own].T, s=15 if kind else 12, marker=marker, linewidth=1.0,
-                         color=[colours[c % 10] for c in labels[own]])
+            for own in (~named & (sketches == kind), named & (sketches == kind)):
+                axis.scatter(*points[own].T, s=15 if kind else 12, marker=marker, linewidth=1.0,
+                             color=[colours.get(c, PALE) for c in labels[own]], zorder=2 if named[own].any() else 1)
         axis.set(title=title, xticks=[], yticks=[])
         axis.grid(False)
-    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[c % 10], label=classes[c])
-               for c in sorted(set(labels.tolist()))]
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colour, label=classes[c])
+               for c, colour in colours.items()]
+    if len(present) > len(colours):
+        handles.append(plt.Line2D([], [], marker="o", linestyle="", color=PALE,
+                                  label=f"{len(present) - len(colours)} other classes"))
     handles += [plt.Line2D([], [], marker=marker, linestyle="", color=MUTED, label=name)
                 for name, marker in (("photo", "o"), ("sketch", "x"))]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), handletextpad=0.1)
+    figure.legend(handles=handles, loc="outside lower center", handletextpad=0.1,
+                  ncols=min(7 if max(map(len, classes)) < 12 else 4, len(handles)))
     return figure
 
 

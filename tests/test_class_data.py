@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from dive_lib import class_data, glyphs, image_encoder, number_images, paths
-from dive_lib.class_images import ClassFolderError, centre_crop, read_split
+from dive_lib.class_images import ClassFolderError, centre_crop, read_split, readable
 from dive_lib.files import read_json
 
 PER_CLASS = {"train": 2, "val": 1, "test": 1}
@@ -112,6 +112,19 @@ def test_profile_data_are_described_and_loaded(tmp_path, digits, monkeypatch):
     assert torch.equal(latents, loaded.test.load_images([3, 5]))
     with pytest.raises(FileNotFoundError, match="09_class_data"):
         class_data.load("mini")
+
+
+def test_classes_have_names_for_people_where_a_file_has_them(tmp_path):
+    folder(tmp_path)
+    settings = {"image_size": 14, "channels": 3, "per_class": {"train": 1, "val": 1, "test": 1}, "encoder": ""}
+    splits = {"train": "val", "val": "val", "test": "val"}
+    assert class_data.describe("smoke", tmp_path, splits, **settings).classes == ("n01", "n02")
+    (tmp_path / "classnames.txt").write_text("n02 wok\nn01 beer bottle/glass\nn03 tench\n")
+    assert class_data.load("smoke").classes == ("n01 beer bottle or glass", "n02 wok")
+    (tmp_path / "classnames.txt").write_text("n02 wok\n")
+    with pytest.raises(ClassFolderError, match='classnames.txt: 1 of 2 classes have no line, such as n01; add'):
+        class_data.describe("smoke", tmp_path, splits, **settings)
+    assert readable(("a", "b"), tmp_path / "none.txt") == ("a", "b")
 
 
 def test_where_one_split_serves_twice_tuning_never_sees_test_images(tmp_path):

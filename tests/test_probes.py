@@ -185,6 +185,8 @@ def test_figures_are_drawn():
     points = probe_figures.projected(clouds(12)[0])
     assert np.array_equal(points, probe_figures.projected(clouds(12)[0])) and points.shape == (12, 2)
     assert probe_figures.projections({"t = 0": points}, [0, 1] * 6, [True, False] * 6, ["a", "b"]).axes
+    many = probe_figures.projections({"t = 0": points}, list(range(12)), [False] * 12, [f"{k}" for k in range(12)])
+    assert [text.get_text() for text in many.legends[0].get_texts()][9:] == ["9", "2 other classes", "photo", "sketch"]
     colours = probe_figures.principal_colours(torch.randn(2, 5, 4, 4))
     assert colours.shape == (2, 4, 4, 3) and 0 <= colours.min() and colours.max() <= 1
     maps = {0: {"mid": colours, "up0": colours}}
