@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dive_lib.checkpoint import fingerprint
+from dive_lib.decoding import stacked
 from dive_lib.paths import shorten
 from dive_lib.progress import Progress
 
@@ -66,7 +67,7 @@ class ClassImages:
 
     def load_images(self, indices) -> torch.Tensor:
         """(B, C, S, S)."""
-        return torch.stack([self.load_image(int(i)) for i in indices])
+        return stacked(self.load_image, indices)
 
     def check(self, label: str) -> str:
         """Decodes every image, and returns a fingerprint of their names and bytes."""

@@ -14,6 +14,7 @@ from torch import nn
 from dive_lib import checkpoint, compvis, paths
 from dive_lib.batch_parts import DrawnLoss
 from dive_lib.coco import CocoLayouts
+from dive_lib.decoding import stacked
 
 
 class FirstStage(nn.Module):
@@ -87,8 +88,7 @@ class ImagePool:
         self.identity = [layouts.image_id(i) for i in range(len(layouts))] + [layouts.image_size, batch]
         self.bytes = None
         if len(layouts) * 3 * layouts.image_size**2 <= keep:
-            images = (((layouts.load_image(i) + 1) * 127.5).round().byte() for i in range(len(layouts)))
-            self.bytes = torch.stack(list(images))
+            self.bytes = stacked(self._pixels, range(len(layouts)))
             self.identity.append(checkpoint.fingerprint(self.bytes))
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
@@ -97,7 +97,10 @@ class ImagePool:
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         if self.bytes is not None:
             return (self.bytes[indices].float() / 127.5 - 1).to(device())
-        return torch.stack([self.layouts.load_image(int(i)) for i in indices]).to(device())
+        return stacked(self.layouts.load_image, indices).to(device())
+
+    def _pixels(self, index: int) -> torch.Tensor:
+        return ((self.layouts.load_image(index) + 1) * 127.5).round().byte()
 
     def first(self, count: int) -> torch.Tensor:
         return self.take(torch.arange(min(count, len(self.layouts))))

@@ -7,6 +7,7 @@ import torch
 from dive_lib import paths
 from dive_lib.checkpoint import fingerprint, load_tensors, save_tensors
 from dive_lib.coco import CocoLayouts
+from dive_lib.decoding import stacked
 from dive_lib.first_stage import FirstStage
 from dive_lib.layout import LayoutGrid, shuffle_slots
 from dive_lib.side_by_side import cut, in_pieces
@@ -33,7 +34,7 @@ def cached_latents(first_stage: FirstStage, layouts: CocoLayouts, directory: Pat
 
 def load_images(layouts: CocoLayouts, indices) -> torch.Tensor:
     """(B, 3, S, S) images in [-1, 1]."""
-    return torch.stack([layouts.load_image(int(i)) for i in indices])
+    return stacked(layouts.load_image, indices)
 
 
 @torch.no_grad()

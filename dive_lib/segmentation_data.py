@@ -15,6 +15,7 @@ from PIL import Image
 
 from dive_lib.checkpoint import fingerprint
 from dive_lib.class_images import SUFFIXES, ClassFolderError
+from dive_lib.decoding import stacked
 from dive_lib.files import read_json
 from dive_lib.paths import shorten
 from dive_lib.progress import Progress
@@ -62,7 +63,7 @@ class SegmentationImages:
 
     def load_images(self, indices) -> torch.Tensor:
         """(B, 3, S, S)."""
-        return torch.stack([self.load_image(int(i)) for i in indices])
+        return stacked(self.load_image, indices)
 
     def load_label(self, index: int, size: int = 0) -> torch.Tensor:
         """(S, S) int64: index in `classes`, IGNORED elsewhere. size: another side than that of the images.
