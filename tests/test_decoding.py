@@ -11,27 +11,31 @@ from dive_lib import decoding
 @pytest.fixture(autouse=True)
 def four(monkeypatch):
     monkeypatch.setattr(decoding, "cores", lambda: 4)
+    monkeypatch.setattr(decoding, "WORTH", 0.0)
 
 
 def test_many_images_come_in_order_from_several_threads():
     used, meeting = set(), threading.Barrier(2, timeout=30)
 
     def load(i):
-        if i < 2:
+        if i in (1, 2):
             meeting.wait()  # two are at work at once
-        used.add(threading.get_ident())
+        if i:
+            used.add(threading.get_ident())
         return torch.full((2,), float(i))
 
     assert decoding.stacked(load, torch.arange(40))[:, 0].tolist() == list(range(40))
     assert 2 <= len(used) <= 4 and threading.get_ident() not in used
 
 
-def test_few_images_and_one_core_start_no_threads(monkeypatch):
+def test_small_images_and_one_core_start_no_threads(monkeypatch):
     def load(i):
         assert threading.current_thread() is threading.main_thread()
         return torch.tensor(i)
 
-    assert decoding.stacked(load, [3, 1]).tolist() == [3, 1]
+    monkeypatch.setattr(decoding, "WORTH", 60.0)
+    assert decoding.stacked(load, [3, 1, 2]).tolist() == [3, 1, 2]
+    monkeypatch.setattr(decoding, "WORTH", 0.0)
     monkeypatch.setattr(decoding, "cores", lambda: 1)
     assert decoding.stacked(load, range(100)).tolist() == list(range(100))
 
