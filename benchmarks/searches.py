@@ -24,8 +24,11 @@ from dive_lib.files import read_json
 from dive_lib.image_runs import forget, seconds_per_image
 from dive_lib.inversion import InversionConfig, monitor_pairs
 
+DECOUPLED = ("layout_prior_classes", "layout_prior_boxes")
+
 # name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to
 # the profile's local search, or None. weight: of the prior; reduction: of the losses; in place of the profile's.
+# priors: names of others than the joint one, in the folder of a run of 04_layout_prior (`in_run`: of a sweep's run).
 # seeds: restarts; the layout with the lowest monitor on common noises is kept, and all restarts and that comparison are
 # counted.
 CANDIDATES = {
@@ -45,6 +48,8 @@ CANDIDATES = {
     "as_published": {"inversion": {"legal": False, "coarse_steps": 0, "t_low": 0, "t_high": 1000, "t_interval": 20,
                                    "fixed_pairs": False, "lr": 0.15, "eps": 1e-8, "monitor_start": False},
                      "weight": 1.0},
+    "decoupled_priors": {"inversion": {}, "priors": DECOUPLED},
+    "decoupled_priors_trained_as_long": {"inversion": {}, "priors": DECOUPLED, "in_run": "decoupled_steps=1800"},
     "two_restarts": {"inversion": {"steps": 58}, "seeds": [0, 1]},
     "larger_batches": {"inversion": {"steps": 58, "batch": 8}},
     "straight_through_190_steps": {"inversion": {"steps": 190}},
@@ -96,13 +101,25 @@ def specification(candidate: dict, seed: int, profile: str, data: dataset.Datase
     settings, runs = parameters.load(profile)["detection"], paths.runs(profile)
     inversion, search = settled(candidate, settings, seed)
     weight = candidate.get("weight", settings["objective"]["weight"])
-    prior = [paths.shorten(runs / "layout_prior")] if weight and inversion else []
+    prior = priors(candidate, runs) if weight and inversion else []
     return detections.make_spec(
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
-        first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"), prior=prior,
+        first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"),
+        prior=[paths.shorten(folder) for folder in prior],
         objective={"weight": weight, "reduction": candidate.get("reduction", settings["objective"]["reduction"])},
         inversion=inversion, search=search, batch=settings["batch"],
         execution=settings["execution"])
+
+
+def priors(candidate: dict, runs: Path) -> list[Path]:
+    """The folders of a candidate's priors. Raises FileNotFoundError with the sweep that trains those of `in_run`."""
+    sweep = candidate.get("in_run")
+    folder = runs / "sweeps" / "04_layout_prior" / sweep / "runs" / runs.name if sweep else runs
+    found = [folder / name for name in candidate.get("priors", ["layout_prior"])]
+    if sweep and not all(prior.exists() for prior in found):
+        raise FileNotFoundError(f"{paths.shorten(folder)}: no {' and '.join(candidate['priors'])}; train them by "
+                                f"python -m dive_lib.sweep notebooks/04_layout_prior.ipynb {runs.name} --set {sweep}")
+    return found
 
 
 def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, dict | None]:

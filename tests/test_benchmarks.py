@@ -197,6 +197,8 @@ def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):
 def test_searches_are_compared_with_the_reference_on_the_same_images(smoke):
     result = searches.main(["--profile", "smoke", "--images", "2", "--workers", "1", "--out", str(smoke),
                             "--only", "straight_through", "prior_weight_0"])
+    with pytest.raises(FileNotFoundError, match="04_layout_prior.ipynb smoke --set decoupled_steps=1800"):
+        searches.main(["--profile", "smoke", "--images", "2", "--only", "decoupled_priors_trained_as_long"])
     reference, other = result["rows"]
     assert reference["difference"] is None and reference["relative_cost"] == 1
     assert other["difference"] == pytest.approx(other["AP"] - reference["AP"]) and len(other["difference_ci95"]) == 2
