@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dive_lib.figures import (BLUE, GREEN, INK, MARKERS, MUTED, PALE, SKY, VERMILION, colour_bar, log_cost, step_edges,
                               styled)
+from dive_lib.wording import brief
 
 KINDS = {"dive": (BLUE, "a search by gradient: DIVE, its variants, ours"),
          "diffusion_classifier": (SKY, "every class tried: Diffusion Classifier"), "": (GREEN, "a trained network")}
@@ -179,7 +180,7 @@ def embedding_paths(table: np.ndarray, paths: Sequence[Mapping], classes: Sequen
         axis.plot(*points[met].T, "o", markersize=4, color=INK)
         axis.plot(*points[path["label"]], "o", markersize=12, markerfacecolor="none", color=VERMILION)
         axis.margins(0.12)
-        title = f"{classes[path['label']]} read as {classes[path['prediction']]}"
+        title = f"{brief(classes[path['label']], 21)} read as {brief(classes[path['prediction']], 13)}"
         axis.set(title=title if len(title) < 24 else title.replace(" read as ", "\nread as "), xticks=[], yticks=[],
                  xlabel=f"PC1 ({shares[0]:.0f} %)", ylabel="" if k else f"PC2 ({shares[1]:.0f} %)")
         axis.grid(False)
@@ -196,7 +197,8 @@ def _name_classes(axis, points, named, classes, drawn):
     low, high = np.array([axis.get_xlim(), axis.get_ylim()]).T
     unit = (high - low) / (170, 190)  # one point of the page, about
     for c in sorted(named):
-        width = 2.9 * len(classes[c])  # half the name's
+        name = brief(classes[c], 16)
+        width = 2.9 * len(name)  # half the name's
         ends = np.array([[-width, 0], [0, 0], [width, 0]])
         sides = [(a, b) for b in (0, 14, -14, 26, -26) for a in (width + 9, -width - 9, 0) if a or b]
 
@@ -207,7 +209,7 @@ def _name_classes(axis, points, named, classes, drawn):
 
         side = max(sides, key=lambda side: (min(room(side), 9), -np.hypot(*side)))  # near, where there is room enough
         drawn = np.concatenate([drawn, points[c] + (ends + side) * unit])
-        axis.annotate(classes[c], points[c], side, textcoords="offset points", fontsize=9, ha="center", va="center",
+        axis.annotate(name, points[c], side, textcoords="offset points", fontsize=9, ha="center", va="center",
                       color=INK, fontweight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")],
                       arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3})
 
@@ -220,8 +222,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], method: str = "
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     step = max(1, len(classes) // 10)
     ticks = range(0, len(classes), step)
-    axis.set_xticks(ticks, [classes[k] for k in ticks], rotation=90 if max(map(len, classes)) > 4 else 0)
-    axis.set_yticks(ticks, [classes[k] for k in ticks])
+    names = [brief(classes[k], 16) for k in ticks]
+    axis.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 4 else 0)
+    axis.set_yticks(ticks, names)
     axis.grid(False)
     axis.set(xlabel="answer", ylabel="class", title=method)
     colour_bar(figure, image, axis, "share of the class's images, percent")

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
 from dive_lib.figures import DPI
+from dive_lib.wording import brief
 
 COLOURS = ("#56b4e9", "#ffa726", "#2ee6a8", "#f5e663", "#ff8ad8", "#8da2ff", "#ff7043", "#d9b38c", "#c5f06a",
            "#e0e0e0")
@@ -83,7 +84,8 @@ def show(axis: Axes, cell: Mapping, colours: Mapping[str, str], inches: float, f
     width, height = _size(cell)
     axis.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
     if "title" in cell:
-        axis.set_title(cell["title"], loc="center", fontsize=9, fontweight="normal", pad=3)
+        title = brief(cell["title"], int(inches * 72 / 4.9))
+        axis.set_title(title, loc="center", fontsize=9, fontweight="normal", pad=3)
     boxes = np.asarray(cell.get("boxes_xyxy", ()), dtype=float).reshape(-1, 4)
     boxes = boxes * np.array([width / image.shape[-1], height / image.shape[-2]] * 2)
     labels = cell.get("labels", [""] * len(boxes))

@@ -46,3 +46,9 @@ def alternative_text(figure: Figure, most: int = 400) -> str:
     parts = dict.fromkeys(" ".join(formula.sub("", text).split()) for text in found)
     told = "; ".join(filter(None, parts))
     return told if len(told) <= most else told[:most].rpartition("; ")[0] + " ..."
+
+
+def brief(name: str, letters: int) -> str:
+    """A class's name that fits: without a WordNet id before its words, and of so many letters at most."""
+    words = re.sub(r"^n\d{8} (?=.)", "", name)
+    return words if len(words) <= letters else words[:letters - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 
-from dive_lib.wording import alternative_text, in_words, interval, spelt, standing
+from dive_lib.wording import alternative_text, brief, in_words, interval, spelt, standing
 
 
 def test_backbones_are_named_in_words():
@@ -39,3 +39,9 @@ def test_a_figure_is_told_by_its_texts():
     plt.close(scheme)
     axis.text(0, 0, "encoder\n$\\mathrm{NN}(v_\\theta)$")
     assert alternative_text(scheme) == "encoder NN(v_theta)"
+
+
+def test_long_names_are_cut_and_lose_the_id_before_their_words():
+    assert brief("n01440764 tench", 10) == "tench"
+    assert brief("n02098105 soft-coated wheaten terrier", 12) == "soft-coated\u2026"
+    assert brief("n01440764", 20) == "n01440764" and brief("step 35", 7) == "step 35"
