@@ -67,11 +67,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--images", type=int, default=40, help="of the subset `tuning` of the validation split")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    ready = [name for name, candidate in CANDIDATES.items() if "in_run" not in candidate]  # others need a sweep first
+    parser.add_argument("--only", nargs="+", default=ready, choices=list(CANDIDATES))
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
     data = dataset.load(options.profile)
     truth, ids = data.annotations("val"), data.subsets["tuning"][:options.images]
+    for name in options.only:
+        priors(CANDIDATES[name], paths.runs(options.profile))
     rows, reference, cost = [], None, None
     for name in options.only:
         results = measured(name, CANDIDATES[name], options, data, ids)

@@ -24,7 +24,8 @@ SPLITS = ("train", "val", "test")
 class ClassData:
     """root: the folder. names: {"train": folder of that split, ...}. encoder: folder, or empty for the pixels.
 
-    val is for tuning, test for what is reported. digests: of the images of both.
+    val is for tuning, test for what is reported. digests: of the images of both. classes: the folders, with their
+    names for people where the root had a file `classnames.txt` when it was described.
     """
 
     root: Path
@@ -34,11 +35,7 @@ class ClassData:
     val: ClassImages
     test: ClassImages
     digests: dict[str, str]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The folders, with their names for people where the root has a file `classnames.txt`."""
-        return readable(self.train.classes, self.root / "classnames.txt")
+    classes: tuple[str, ...]
 
     def load_encoder(self) -> nn.Module:
         """On the device where models run."""
@@ -69,11 +66,13 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
     described = {"root": paths.shorten(root), "names": names, "image_size": image_size, "channels": channels,
                  "per_class": per_class, "encoder": encoder}
     splits = _read(described)
-    readable(splits["train"].classes, root / "classnames.txt")
+    classes = readable(splits["train"].classes, root / "classnames.txt")
+    if classes != splits["train"].classes:  # models are trained under these names, so they must not change later
+        described["classes"] = list(classes)
     digests = {split: splits[split].check(split) for split in ("val", "test")}
     (paths.runs(profile) / "class_images").mkdir(parents=True, exist_ok=True)  # DVC expects it, also for another root
     write_json(paths.runs(profile) / "classes.json", described | {"digests": digests})
-    return ClassData(root, names, encoder, **splits, digests=digests)
+    return ClassData(root, names, encoder, **splits, digests=digests, classes=classes)
 
 
 def description(profile: str) -> dict:
@@ -88,8 +87,9 @@ def description(profile: str) -> dict:
 def load(profile: str) -> ClassData:
     """The described data, without decoding every image again."""
     described = description(profile)
-    return ClassData(paths.ROOT / described["root"], described["names"], described["encoder"], **_read(described),
-                     digests=described["digests"])
+    splits = _read(described)
+    return ClassData(paths.ROOT / described["root"], described["names"], described["encoder"], **splits,
+                     digests=described["digests"], classes=tuple(described.get("classes", splits["train"].classes)))
 
 
 def _read(described: dict) -> dict[str, ClassImages]:

@@ -121,7 +121,11 @@ def readable(classes: tuple[str, ...], file: Path) -> tuple[str, ...]:
     """
     if not file.exists():
         return classes
-    words = dict(line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if " " in line)
+    try:
+        lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ClassFolderError(f"{shorten(file)}: not UTF-8 ({error}); save it as UTF-8, or remove it") from None
+    words = dict(line for line in lines if len(line) == 2)
     missing = [name for name in classes if name not in words]
     if missing:
         raise ClassFolderError(f"{shorten(file)}: {len(missing)} of {len(classes)} classes have no line, such as "

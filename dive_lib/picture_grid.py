@@ -1,7 +1,7 @@
 """Images side by side, with boxes and their labels on them: the grid that `pictures` fills.
 
-A cell is a dictionary, as `pictures` describes; a line is a list of cells. No image is shown with fewer pixels than it
-has, so rows of large ones are cut into several lines.
+A cell is a dictionary, as `pictures` describes; a line is a list of cells. No image is shown with far fewer pixels than
+it has, so rows of large ones are cut into several lines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,11 +24,11 @@ LABELS = 8  # as many are always written; of more only those for which there is 
 
 
 def fitting(cells: Sequence[Mapping], columns: int) -> int:
-    """At most so many columns, and so few that each cell has the pixels of its image. Raises ValueError for no cell."""
+    """At most so many columns, so few that a cell has about the pixels of its image. Raises ValueError for no cell."""
     if not cells:
         raise ValueError("there is no image to show; give at least one")
     room = max(1, int(WIDTH * DPI // max(cell["image"].shape[-1] for cell in cells)))
-    return -(-columns // -(-columns // room))  # lines of equal length
+    return -(-columns // -(-columns // room))  # lines about equally long
 
 
 def cut(cells: Sequence, columns: int) -> list[Sequence]:
@@ -38,7 +38,8 @@ def cut(cells: Sequence, columns: int) -> list[Sequence]:
 
 def stack(rows: Sequence[Sequence], columns: int) -> list[Sequence]:
     """The first `columns` cells of all rows, then the next of all: what stood beneath each other still does."""
-    return [row[start:start + columns] for start in range(0, len(rows[0]), columns) for row in rows
+    longest = max(map(len, rows), default=0)
+    return [row[start:start + columns] for start in range(0, longest, columns) for row in rows
             if row[start:start + columns]]
 
 
@@ -82,13 +83,15 @@ def show(axis: Axes, cell: Mapping, colours: Mapping[str, str], inches: float, f
     image = torch.as_tensor(cell["image"]).detach().float().cpu()
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     width, height = _size(cell)
-    axis.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
+    enlarged = image.shape[-1] < 0.9 * inches * DPI
+    axis.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest" if enlarged else "hanning",
+                aspect="equal")
     if "title" in cell:
         title = brief(cell["title"], int(inches * 72 / 4.9))
         axis.set_title(title, loc="center", fontsize=9, fontweight="normal", pad=3)
     boxes = np.asarray(cell.get("boxes_xyxy", ()), dtype=float).reshape(-1, 4)
     boxes = boxes * np.array([width / image.shape[-1], height / image.shape[-2]] * 2)
-    labels = cell.get("labels", [""] * len(boxes))
+    labels = cell.get("labels") or [""] * len(boxes)
     scores = cell.get("scores")
     halo = [Stroke(linewidth=2.8, foreground="black", alpha=0.55), Normal()]
     unit = width / inches / 72  # image pixels per point

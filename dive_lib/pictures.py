@@ -41,11 +41,10 @@ def detections_grid(items: Sequence[Mapping], columns: int = 5,
                     classes: Sequence[str] | None = None) -> Figure:
     """Images with labelled boxes, row by row. classes: order of the colours (default: the labels found).
 
-    A title that only the first cell of a row has names the row; such rows stay beneath each other where they are cut.
+    Rows stay beneath each other where they are cut, unless every cell has a title of its own.
     """
-    rows, fit = cut(items, columns), fitting(items, columns)
-    named = all(len(row) > 1 and [k for k, cell in enumerate(row) if cell.get("title")] == [0] for row in rows)
-    lines = stack(rows, fit) if named else cut(items, fit)
+    fit = fitting(items, columns)
+    lines = cut(items, fit) if all(cell.get("title") for cell in items) else stack(cut(items, columns), fit)
     axes, colours = axes_of(lines), colours_of(items, classes)
     for axis, cell in filled(axes, lines):
         show(axis, cell, colours, WIDTH / axes.shape[1])
@@ -89,17 +88,22 @@ def comparison_grid(rows: Sequence[Sequence[Mapping]], columns: Sequence[str],
 @styled
 def image_grid(images: Sequence[torch.Tensor], titles: Sequence[str] | None = None, columns: int = 8,
                row_labels: Sequence[str] | None = None) -> Figure:
-    """Images (3, H, W) row by row, such as originals above reconstructions. row_labels: one per row."""
+    """Images (3, H, W) row by row, such as originals above reconstructions. row_labels: one per row.
+
+    titles: of the first row, whose columns then stay together where they are cut, or of every image.
+    """
     cells = [{"image": image} for image in images]
     for cell, title in zip(cells, titles or ()):
         cell["title"] = title
-    named, fit = row_labels or (), fitting(cells, columns)
-    lines = stack(cut(cells, columns), fit) if named else cut(cells, fit)
+    fit = fitting(cells, columns)
+    rows = cut(cells, columns)
+    lines = cut(cells, fit) if all("title" in cell for cell in cells) and not row_labels else stack(rows, fit)
     axes = axes_of(lines)
     for axis, cell in filled(axes, lines):
         show(axis, cell, {}, WIDTH / axes.shape[1])
-    for k, axis in enumerate(axes[:, 0] if named else ()):
-        axis.set_ylabel(named[k % len(named)], fontsize=9.5)
+    labels = stack([[label] * len(row) for label, row in zip(row_labels or (), rows)], fit)
+    for axis, label in zip(axes[:, 0], labels):
+        axis.set_ylabel(label[0], fontsize=9.5)
     return axes[0, 0].figure
 
 

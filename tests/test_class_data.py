@@ -119,7 +119,9 @@ def test_classes_have_names_for_people_where_a_file_has_them(tmp_path):
     settings = {"image_size": 14, "channels": 3, "per_class": {"train": 1, "val": 1, "test": 1}, "encoder": ""}
     splits = {"train": "val", "val": "val", "test": "val"}
     assert class_data.describe("smoke", tmp_path, splits, **settings).classes == ("n01", "n02")
-    (tmp_path / "classnames.txt").write_text("n02 wok\nn01 beer bottle/glass\nn03 tench\n")
+    (tmp_path / "classnames.txt").write_text("\ufeffn02\twok\nn01 beer bottle/glass\nn03 tench\n n04 \n\n")
+    assert class_data.load("smoke").classes == ("n01", "n02"), "as described, whatever came later"
+    class_data.describe("smoke", tmp_path, splits, **settings)
     assert class_data.load("smoke").classes == ("n01 beer bottle or glass", "n02 wok")
     (tmp_path / "classnames.txt").write_text("n02 wok\n")
     with pytest.raises(ClassFolderError, match='classnames.txt: 1 of 2 classes have no line, such as n01; add'):

@@ -203,6 +203,8 @@ def test_large_images_stand_in_fewer_columns_and_beneath_each_other():
     assert [axis.get_title() for axis in axes] == [f"step {k}" for k in range(6)]
     labelled = pictures.image_grid([photo["image"]] * 16, columns=8, row_labels=["image", "decoded"]).axes
     assert [axis.get_ylabel() for axis in labelled[::4]] == ["image", "decoded", "image", "decoded"]
+    columns = pictures.image_grid([photo["image"]] * 24, list("abcdefgh"), columns=8).axes
+    assert "".join(axis.get_title() for axis in columns) == "abcdefgh" and columns[12].get_title() == "e"
 
 
 def test_a_wide_comparison_of_photos_names_the_columns_of_each_line():
