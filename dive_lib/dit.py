@@ -21,6 +21,7 @@ from dive_lib import checkpoint
 from dive_lib.class_vocabulary import ClassConditional, ClassGrid, ClassVocabulary
 from dive_lib.files import read_json
 from dive_lib.schedule import NoiseSchedule
+from dive_lib.sequence_linear import use_sequence_linear
 
 FREQUENCIES = 256  # channels of the timestep's sines and cosines
 LINEAR_BETAS = {"steps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -60,6 +61,7 @@ class DiT(ClassConditional):
         self.time = TimestepEmbedding(FREQUENCIES, self.vocabulary.width)
         self.schedule = NoiseSchedule(**self.config["schedule"])
         _initialise(self)
+        use_sequence_linear(self.transformer)
 
     @property
     def network(self) -> nn.Module:

@@ -24,6 +24,7 @@ from dive_lib.latents import LayoutTokens
 from dive_lib.layout import LayoutGrid, drop_fields
 from dive_lib.position_attention import use_position_attention
 from dive_lib.schedule import ConditionalDenoiser, NoiseSchedule, draw_timesteps
+from dive_lib.sequence_linear import use_sequence_linear
 from dive_lib.token_transformer import TokenTransformer
 from dive_lib.vocabulary import LayoutVocabulary
 
@@ -91,6 +92,7 @@ class LayoutLDM(ConditionalDenoiser):
         if position_attention:
             use_position_attention(self.unet, self.vocabulary)
         self.schedule = NoiseSchedule(**(schedule or {}))
+        use_sequence_linear(self.unet)
 
     @property
     def network(self) -> nn.Module:

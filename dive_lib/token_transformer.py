@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dive_lib.sequence_linear import use_sequence_linear
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with its own pre-normalisation: (B, L, width) -> (B, L, width)."""
@@ -102,6 +104,7 @@ class TokenTransformer(nn.Module):
             Layer(width, heads, head_width, feedforward, dropout) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
+        use_sequence_linear(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, width) -> (B, L, width), L at most `length`.
