@@ -4,12 +4,14 @@
     python -m benchmarks.inversion_cost --steps 200 --repeats 3 --images 40
 
 Compared: one image at a time and many in a batch; with and without memoised states; float32 and bfloat16 (the loop of
-`dive_lib.inversion`, monitor included). Then the gradient step alone: of the condition only and of all weights as well,
-eager and compiled. Memoised states pay off the more, the longer a run is: early steps visit new states. Images are
-those of the validation split's tuning subset. `reused` are samples per image that the memo spared.
+`dive_lib.inversion`, monitor included). Then the gradient step alone: of the condition only, the same with matrix
+products in place of `dive_lib.sequence_linear`, of all weights as well; eager and compiled. Memoised states pay off the
+more, the longer a run is: early steps visit new states. Images are those of the validation split's tuning subset.
+`reused` are samples per image that the memo spared.
 """
 
 import argparse
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from benchmarks import measure
 from dive_lib import dataset, detections, parameters, paths
 from dive_lib.inversion import InversionConfig, invert
 from dive_lib.objective import Objective, Pairs
+from dive_lib.sequence_linear import use_matrix_products
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -93,6 +96,7 @@ def gradient_rows(objective: Objective, latents: torch.Tensor, config: Inversion
                   options: argparse.Namespace) -> list[dict]:
     """The gradient step of all images, without memo and monitor: condition only, with weights, compiled."""
     rows = [gradient_row("gradient step, condition only", objective, latents, config, options),
+            gradient_row("gradient step, matrix products", with_matrix_products(objective), latents, config, options),
             gradient_row("gradient step, with weights", objective, latents, config, options, weights=True)]
     if options.no_compile:
         return rows + [{"what": "gradient step, compiled", "skipped": "--no-compile"}]
@@ -107,6 +111,13 @@ def gradient_rows(objective: Objective, latents: torch.Tensor, config: Inversion
         ldm.unet = eager
         torch.compiler.reset()
     return rows
+
+
+def with_matrix_products(objective: Objective) -> Objective:
+    """A copy with PyTorch's own linear maps, without `dive_lib.sequence_linear`."""
+    objective = copy.deepcopy(objective)
+    use_matrix_products(objective.ldm)
+    return objective
 
 
 def gradient_row(name: str, objective: Objective, latents: torch.Tensor, config: InversionConfig,

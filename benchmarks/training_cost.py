@@ -4,8 +4,8 @@
     python -m benchmarks.training_cost --profile smoke --steps 3
 
 all cores: each operation of the step by all of them. parts: as many parts of the batch as the profile has, each on one
-core (`dive_lib.batch_parts`). one core. two side by side: two trainings on one core each, as in `dive_lib.lanes`, time
-per step of either, halved. Two cores would ideally be twice as fast as one. The ways come by turns, `--repeats`
+core (`dive_lib.batch_parts`). one core; the same with matrix products, without `dive_lib.sequence_linear`. two side by
+side: two trainings on one core each, as in `dive_lib.lanes`, time per step of either, halved. Two cores would ideally be twice as fast as one. The ways come by turns, `--repeats`
 times, and the median is kept, since other users of a machine come and go.
 """
 
@@ -26,6 +26,7 @@ from dive_lib.layout import LayoutGrid
 from dive_lib.layout_ldm import LayoutLDM, layout_ldm_loss
 from dive_lib.layout_prior import LayoutPrior, layout_prior_loss
 from dive_lib.progress import silent
+from dive_lib.sequence_linear import use_matrix_products
 from dive_lib.side_by_side import side_by_side
 from dive_lib.train import TrainingConfig, train
 
@@ -69,6 +70,16 @@ def trainings(profile: str) -> dict[str, tuple[Callable[[], torch.nn.Module], Ca
                                      torch.randint(CLASSES, (IMAGES,)), dit["batch_size"], **dit["draws"]), dit)}
 
 
+def plain(training: tuple) -> tuple:
+    """The same training with PyTorch's own linear maps."""
+    def make() -> torch.nn.Module:
+        model = training[0]()
+        use_matrix_products(model)
+        return model
+
+    return make, *training[1:]
+
+
 def step_seconds(training: tuple, parts: int, threads: int, steps: int) -> float:
     """Seconds of a step, after some that are not counted."""
     make, objective, settings = training
@@ -97,6 +108,7 @@ def main(arguments: list[str] | None = None) -> dict:
         ways = {"all cores": partial(step_seconds, training, 1, cores, options.steps),
                 f"{parts} parts": partial(step_seconds, training, parts, 1, options.steps),
                 "one core": one,
+                "one core, matrix products": partial(step_seconds, plain(training), 1, 1, options.steps),
                 "two side by side": lambda one=one: sum(side_by_side([one, one], 2, "trainings")) / 4}
         taken = {way: [] for way in ways}
         for _ in range(options.repeats):

@@ -33,7 +33,7 @@ def gradients(model: nn.Module, x: torch.Tensor, *more) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(FEWEST, 9, 12), (40, 2, 12)])
+@pytest.mark.parametrize("shape", [(FEWEST, 9, 12), (40, 2, 12), (40, 1, 12), (3, 9, 12), (1, 2, 12)])
 def test_answers_and_gradients_are_those_of_a_matrix_product(bias, shape):
     torch.manual_seed(0)
     plain, x = nn.Linear(12, 20, bias=bias), torch.randn(shape)
@@ -57,9 +57,8 @@ def test_a_sequence_that_is_no_block_of_memory_is_read_right():
 
 
 @pytest.mark.parametrize("x", [
-    torch.randn(FEWEST - 1, 9, 12), torch.randn(FEWEST, 1, 12), torch.randn(FEWEST, 12), torch.randn(12),
-    torch.randn(FEWEST, 3, 3, 12), torch.randn(FEWEST, 9, 12, dtype=torch.bfloat16),
-    torch.empty(FEWEST, 9, 12, device="meta")], ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.device}")
+    torch.randn(FEWEST, 12), torch.randn(12), torch.randn(FEWEST, 3, 3, 12),
+    torch.randn(FEWEST, 9, 12, dtype=torch.bfloat16), torch.empty(FEWEST, 9, 12, device="meta")], ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.device}")
 def test_everything_else_stays_a_matrix_product(x):
     linear = SequenceLinear(12, 20, dtype=x.dtype, device=x.device)
     with Called() as called:
@@ -67,17 +66,26 @@ def test_everything_else_stays_a_matrix_product(x):
     assert "convolution" not in called.names and out.shape == (*x.shape[:-1], 20)
 
 
-def test_it_does_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("length, width, out", [(1, 48, 96), (9, 256, 48), (16, 128, 512), (40, 192, 192)])
+def test_a_sample_does_not_depend_on_those_beside_it_or_on_threads(length, width, out):
     torch.manual_seed(0)
-    linear, x, threads = SequenceLinear(48, 96), torch.randn(FEWEST, 16, 48), torch.get_num_threads()
+    linear, x = SequenceLinear(width, out).requires_grad_(False), torch.randn(64, length, width)
+    weights, threads = torch.randn(64, length, out), torch.get_num_threads()
+
+    def answers(count: int) -> list[torch.Tensor]:
+        part = x[:count].clone().requires_grad_()
+        answer = linear(part)
+        return [answer, *torch.autograd.grad((answer * weights[:count]).sum(), part)]
+
+    together = answers(64)
     try:
-        answers = []
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            answers.append(gradients(linear, x))
+        for cores in (1, 2):
+            torch.set_num_threads(cores)
+            for count in (1, 2, 7, 15, 16, 17, 50):
+                for alone, same in zip(answers(count), together):
+                    assert torch.equal(alone, same[:count]), f"{count} samples, {cores} threads"
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(*pair) for pair in zip(*answers))
 
 
 def test_the_models_have_it_with_weights_under_their_names():

@@ -1,0 +1,174 @@
+"""The numbers in the README's sentences are those of the tracked metrics and benchmarks."""
+
+import csv
+import json
+
+import pytest
+
+from benchmarks import measure
+from dive_lib import paths
+from dive_lib.files import read_json
+
+METRICS = paths.ROOT / "reports" / "mini" / "metrics"
+
+
+def metrics(name: str) -> dict:
+    return read_json(METRICS / f"{name}.json")
+
+
+def benchmark(name: str, key: str) -> dict[str, dict]:
+    return {row[key]: row for row in read_json(measure.RESULTS / f"{name}.json")["rows"]}
+
+
+def table(name: str) -> list[dict]:
+    with (METRICS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ends(low: float, high: float, digits: int = 1) -> str:
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def gain(value: float, interval: list[float], digits: int = 1, sign: str = "") -> str:
+    """3.7 [1.2, 6.5]"""
+    return f"{value:{sign}.{digits}f} {ends(*interval, digits)}"
+
+
+def loss(value: float, interval: list[float], digits: int = 1) -> str:
+    return gain(0 - value, [0 - interval[1], 0 - interval[0]], digits)  # 0 - 0 has no sign
+
+
+def points(text: str) -> str:
+    """3.7 points [1.2, 6.5]"""
+    return text.replace(" [", " points [", 1)
+
+
+def ap_loss(row: dict, show=loss) -> str:
+    return show(row["against_dive"]["AP_difference"], row["against_dive"]["AP_difference_ci95"])
+
+
+def two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
+def detection() -> dict[str, str]:
+    rows, steps, stopping = metrics("ablation"), metrics("steps"), table("early_stopping")
+    dive, best, kept = rows["dive"], rows["dive_best_search"], rows["monitored_in_vocabulary"]
+    detectors = metrics("detectors")
+    constant = best["AP_constant_score"] - dive["AP_constant_score"]
+    low, high = best["against_dive"]["AP_difference_ci95"]
+    saved = {row["patience"]: float(row["saving"]) for row in stopping}
+    lost = {row["patience"]: dive["AP"] - float(row["AP"]) for row in stopping}
+    half = min(saved, key=lambda patience: abs(saved[patience] - 0.5))
+    found = [gain(row["AP"], row["AP_ci95"]) for row in
+             (detectors[name] for name in ("synthetic_data", "diffusion_feature", "supervised"))]
+    return {
+        "Table III": f"falls by {points(ap_loss(rows['decoupled_prior']))} with two decoupled priors, by "
+                     f"{ap_loss(rows['without_in_vocabulary'])} without in-vocabulary search, by "
+                     f"{ap_loss(rows['without_prior'])} without the prior and by {ap_loss(rows['without_both'])} "
+                     "without both",
+        "local search": f"by {low:.0f} to {high:.0f} points of AP on the test images",
+        "local search, constant scores": f"with constant ones it is {constant:.1f} points in place of "
+                                         f"{best['AP'] - dive['AP']:.1f}",
+        "continuous gradient": "(" + gain(kept["against_dive"]["AP_difference"],
+                                          kept["against_dive"]["AP_difference_ci95"], sign="+")
+                               + f" on {kept['n_images']} images)",
+        "Table I": f"({steps['75']['AP']:.1f} after 75 steps, {steps['115']['AP']:.1f} after 115)",
+        "early stopping": f"but half of them only for {lost[half]:.0f} points of AP",
+        "detectors": f"reaches an AP of {found[0]}, one on its features {found[1]}, one trained on real images {found[2]}",
+    }
+
+
+def classification() -> dict[str, str]:
+    rows, found = metrics("classification"), benchmark("class_searches", "search")
+    outside, fast = rows["dive_without_in_vocabulary"], rows["dive_fast"]
+    once, every = fast["forward_equivalents_once"], rows["diffusion_classifier"]["forward_equivalents"]
+
+    def pays(method: str) -> str:
+        return two_digits(once / (rows[method]["forward_equivalents"] - fast["forward_equivalents"]))
+
+    eps, times, slower = (found[name] for name in ("published_eps", "all_timesteps", "without_in_vocabulary_rate_0.3"))
+    return {
+        "outside the vocabulary": f"costs DIVE {-outside['difference_to_published']:.0f} points of classification "
+                                  + ends(*(-end for end in outside["difference_to_published_ci95"][::-1]), digits=0),
+        "the cheapest way": f"needs {fast['forward_equivalents']:.0f} forward-equivalents",
+        "what its map costs": f"for what enumerating {two_digits(once / every)} images costs, once: that pays from "
+                              f"{pays('diffusion_classifier')} images on beside the enumeration, "
+                              f"{pays('diffusion_classifier_adaptive')} beside the one that drops classes early, "
+                              f"{pays('dive_exact')} beside DIVE with exact reuse",
+        "outside the vocabulary, slower": f"with a third of it, {slower['difference']:.0f} points come back",
+        "published settings": f"the published eps costs {points(loss(eps['difference'], eps['difference_ci95']))}, all "
+                              f"timesteps {loss(times['difference'], times['difference_ci95'])}",
+    }
+
+
+def searches() -> dict[str, str]:
+    rows = benchmark("searches", "search")
+
+    def against(name: str, show=loss) -> str:
+        return show(rows[name]["difference"], rows[name]["difference_ci95"])
+
+    def more(name: str) -> str:
+        return against(name, gain).replace(" [", " more [", 1)
+
+    ap = {name: f"{row['AP']:.1f}" for name, row in rows.items()}
+    return {
+        "the prior's weight": f"AP is {ap['prior_weight_1']} with the weight 1, {ap['prior_weight_0']} without a prior, "
+                              f"{ap['straight_through']} with 0.3",
+        "opposite noises": f"its AP is {ap['local']} with them and {ap['local_independent_noises']} without, and they "
+                           f"take {points(against('opposite_noises'))} from DIVE",
+        "all searches": f"each with its difference to DIVE's {ap['straight_through']} on the same images",
+        "better searches": f"The local search finds {more('local')}; a straight-through run after it "
+                           f"{more('local_then_straight_through')}",
+        "weights": "; without a prior it is " + against("prior_weight_0").replace(" [", " less [")
+                   + ", with the paper's weight of 1 " + against("prior_weight_1").replace(" [", " less [")
+                   + f", with summed losses {-rows['summed_losses']['difference']:.1f} less",
+        "what is changed": f"are worth {against('not_coarse_to_fine').replace(' [', ' points there [')}, leaving out the "
+                           f"ends of their range {against('all_timesteps')}, the search among legal boxes only "
+                           f"{against('illegal_boxes_allowed')}, rate and eps nothing",
+    }
+
+
+def vermouth() -> dict[str, str]:
+    few, sketches, pixels = metrics("few_shot"), metrics("sketch_retrieval"), metrics("segmentation")
+    head, scratch = few["digits"]["u_head"]["16"], few["digits"]["beyond_scratch"]["16"]
+    untrained, retrieval = few["ablations"]["backbone untrained_dit"], sketches["digits"]
+    times = [value / retrieval["u_head"]["chance"]
+             for value in (retrieval["u_head"]["mAP"], *retrieval["u_head"]["mAP_ci95"])]
+    found = {name: row for name, row in pixels["ablations"].items()}
+    own, (test,) = found["as chosen"], [row for name, row in pixels.items() if name.startswith("scenes")]
+    rise = metrics("features")["fixed_noise_rise"]
+
+    def of(row: dict, show=gain, digits: int = 1) -> str:
+        return show(row["difference"], row["difference_ci95"], digits)
+
+    return {
+        "few-shot": f"it is {points(of(head))} above a linear probe",
+        "few-shot, from scratch": f"({gain(scratch['difference'], scratch['difference_ci95'], sign='+')};",
+        "few-shot, untrained": f"on an untrained DiT it is {points(of(untrained, loss))} below",
+        "sketches": f"at {gain(times[0], times[1:], 2)[:4]} times chance {ends(*times[1:], digits=2)}",
+        "sketches, untrained": f"{points(of(sketches['ablations']['backbone untrained_dit'], loss))} better than on its "
+                               f"untrained copy, {of(retrieval['pixels'], loss)} better than by raw pixels",
+        "sketches, head": f"the head adds {of(retrieval['without_head'], loss)}",
+        "pixels": f"reach {points_of(own)}, with the same head on raw pixels "
+                  f"{found['backbone pixels']['mIoU_unseen']:.1f} and on an untrained copy "
+                  f"{found['backbone untrained_layout_ldm']['mIoU_unseen']:.1f}. That is "
+                  f"{gain(test['ratio'], test['ratio_ci95'], 2)} of the {test['mIoU_seen']:.1f}",
+        "pixels, raw": f"on raw pixels it is {found['backbone pixels']['ratio']:.2f}",
+        "fixed noise": f"by {points(of(rise['layout_ldm']['fixed noise'], digits=0))}, but by "
+                       f"{of(rise['untrained_layout_ldm']['fixed noise'], digits=0)} in the untrained copy",
+        "no noise": f"gains {points(of(rise['layout_ldm']['no noise']))} and its copy nothing",
+    }
+
+
+def points_of(row: dict) -> str:
+    return f"{row['mIoU_unseen']:.1f} points of mIoU {ends(*row['mIoU_unseen_ci95'])}"
+
+
+SENTENCES = {**detection(), **classification(), **searches(), **vermouth()}
+
+
+@pytest.mark.parametrize("about", SENTENCES)
+def test_the_readme_says_what_was_measured(about):
+    text = " ".join((paths.ROOT / "README.md").read_text().split())
+    assert SENTENCES[about] in text, f"{about}: README.md should say {json.dumps(SENTENCES[about])}"
