@@ -154,8 +154,8 @@ def vermouth() -> dict[str, str]:
                                f"{of(retrieval['pixels'], loss)} better than by raw pixels",
         "sketches, head": f"the head adds {of(retrieval['without_head'], loss)}",
         "pixels": f"reach {test['mIoU_unseen']:.1f} points of mIoU {ends(*test['mIoU_unseen_ci95'])}, "
-                  f"with the same head on raw pixels {found['backbone pixels']['mIoU_unseen']:.1f} and on an untrained copy "
-                  f"{found['backbone untrained_layout_ldm']['mIoU_unseen']:.1f}. That is "
+                  f"with the same head on raw pixels {found['backbone pixels']['mIoU_unseen']:.1f} and on an "
+                  f"untrained copy {found['backbone untrained_layout_ldm']['mIoU_unseen']:.1f}. That is "
                   f"{gain(test['ratio'], test['ratio_ci95'], 2)} of the {test['mIoU_seen']:.1f}",
         "pixels, raw": f"on raw pixels it is {found['backbone pixels']['ratio']:.2f}",
         "fixed noise": f"by {points(of(rise['layout_ldm']['fixed noise'], digits=0))}, but by "
