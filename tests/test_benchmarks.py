@@ -360,15 +360,3 @@ def test_the_readme_says_what_fresh_scenes_give():
     assert f"without in-vocabulary search {against_dive('without_in_vocabulary')}" in text
     published = rows["as_published"]
     assert f"all at once, AP is {published['AP']:.1f} ({against_dive('as_published')})" in text
-
-
-def test_the_readme_says_what_training_the_decoupled_priors_longer_gives():
-    rows = {row["search"]: row for row in read_json(measure.RESULTS / "searches.json")["rows"]}
-    text = " ".join((paths.ROOT / "README.md").read_text().split())
-
-    def fall(name):
-        low, high = rows[name]["difference_ci95"]
-        return f"{-rows[name]['difference']:.1f}", f"[{-high:.1f}, {-low:.1f}]"
-
-    (long, long_ends), (short, short_ends) = map(fall, ("decoupled_priors_trained_as_long", "decoupled_priors"))
-    assert f"falls by {long} points {long_ends} in place of {short} {short_ends}" in text
