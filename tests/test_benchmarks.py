@@ -292,8 +292,7 @@ def test_the_readme_says_what_two_cores_are_worth():
     least, most = ({use: f"{choose(values):.1f}" for use, values in by_use.items()} for choose in (min, max))
     assert f"every operation it is {least['all cores']} to {most['all cores']} times as fast as with one" in text
     assert f"in two parts of its batch {least['2 parts']} to {most['2 parts']} times" in text
-    assert f"two trainings side by side are {least['two side by side']} times as fast" in text
-    assert least["two side by side"] == most["two side by side"]
+    assert f"side by side are {least['two side by side']} to {most['two side by side']} times as fast" in text
     products = by_use["one core, matrix products"]
     assert f"linear maps by oneDNN make a step {1 / max(products):.1f} to {1 / min(products):.1f} times as fast" in text
 
