@@ -5,8 +5,9 @@
 
 all cores: each operation of the step by all of them. parts: as many parts of the batch as the profile has, each on one
 core (`dive_lib.batch_parts`). one core; the same with matrix products, without `dive_lib.sequence_linear`. two side by
-side: two trainings on one core each, as in `dive_lib.lanes`, time per step of either, halved. Two cores would ideally be twice as fast as one. The ways come by turns, `--repeats`
-times, and the median is kept, since other users of a machine come and go.
+side: two trainings on one core each, as in `dive_lib.lanes`, time per step of either, halved. Two cores would ideally
+be twice as fast as one. The ways come by turns, `--repeats` times, and the median is kept, since other users of a
+machine come and go.
 """
 
 import argparse

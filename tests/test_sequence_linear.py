@@ -58,7 +58,8 @@ def test_a_sequence_that_is_no_block_of_memory_is_read_right():
 
 @pytest.mark.parametrize("x", [
     torch.randn(FEWEST, 12), torch.randn(12), torch.randn(FEWEST, 3, 3, 12),
-    torch.randn(FEWEST, 9, 12, dtype=torch.bfloat16), torch.empty(FEWEST, 9, 12, device="meta")], ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.device}")
+    torch.randn(FEWEST, 9, 12, dtype=torch.bfloat16), torch.empty(FEWEST, 9, 12, device="meta")],
+    ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.device}")
 def test_everything_else_stays_a_matrix_product(x):
     linear = SequenceLinear(12, 20, dtype=x.dtype, device=x.device)
     with Called() as called:
