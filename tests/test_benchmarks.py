@@ -337,7 +337,7 @@ def test_the_readme_says_what_another_training_gives():
 
     assert f"DIVE had {' and '.join(both('DIVE, AP'))} in place of" in text
     assert f"local search {' and '.join(both('best search, AP'))} in place of" in text
-    assert f"it was {fall('without prior')} points below DIVE without the prior, " \
+    assert f"AP was {fall('without prior')} points below DIVE's without the prior, " \
            f"{fall('without in-vocabulary search')} without in-vocabulary search, " \
            f"{fall('without both')} without both, {fall('decoupled priors')} with decoupled priors" in text
     sides = both("monitor alone in the vocabulary - DIVE, AP", sign="+")

@@ -1,13 +1,13 @@
 """The numbers in the README's sentences are those of the tracked metrics and benchmarks."""
 
-import csv
 import json
 
 import pytest
 
 from benchmarks import measure
 from dive_lib import paths
-from dive_lib.files import read_json
+from dive_lib.files import read_csv, read_json
+from dive_lib.wording import interval
 
 METRICS = paths.ROOT / "reports" / "mini" / "metrics"
 
@@ -20,22 +20,13 @@ def benchmark(name: str, key: str) -> dict[str, dict]:
     return {row[key]: row for row in read_json(measure.RESULTS / f"{name}.json")["rows"]}
 
 
-def table(name: str) -> list[dict]:
-    with (METRICS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def ends(low: float, high: float, digits: int = 1) -> str:
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def gain(value: float, interval: list[float], digits: int = 1, sign: str = "") -> str:
+def gain(value: float, ends: list[float], digits: int = 1, sign: str = "") -> str:
     """3.7 [1.2, 6.5]"""
-    return f"{value:{sign}.{digits}f} {ends(*interval, digits)}"
+    return f"{value:{sign}.{digits}f} {interval(ends, digits)}"
 
 
-def loss(value: float, interval: list[float], digits: int = 1) -> str:
-    return gain(0 - value, [0 - interval[1], 0 - interval[0]], digits)  # 0 - 0 has no sign
+def loss(value: float, ends: list[float], digits: int = 1) -> str:
+    return gain(0 - value, [0 - ends[1], 0 - ends[0]], digits)  # 0 - 0 has no sign
 
 
 def points(text: str) -> str:
@@ -56,7 +47,7 @@ def two_digits(value: float) -> str:
 
 
 def detection() -> dict[str, str]:
-    rows, steps, stopping = metrics("ablation"), metrics("steps"), table("early_stopping")
+    rows, steps, stopping = metrics("ablation"), metrics("steps"), read_csv(METRICS / "early_stopping.csv")
     dive, best, kept = rows["dive"], rows["dive_best_search"], rows["monitored_in_vocabulary"]
     detectors = metrics("detectors")
     constant = best["AP_constant_score"] - dive["AP_constant_score"]
@@ -93,7 +84,7 @@ def classification() -> dict[str, str]:
     eps, times, slower = (found[name] for name in ("published_eps", "all_timesteps", "without_in_vocabulary_rate_0.3"))
     return {
         "outside the vocabulary": f"costs DIVE {-outside['difference_to_published']:.0f} points of classification "
-                                  + ends(*(-end for end in outside["difference_to_published_ci95"][::-1]), digits=0),
+                                  + interval([-end for end in outside["difference_to_published_ci95"][::-1]], digits=0),
         "the cheapest way": f"needs {fast['forward_equivalents']:.0f} forward-equivalents",
         "what its map costs": f"for what enumerating {two_digits(once / every)} images costs, once: that pays from "
                               f"{pays('diffusion_classifier')} images on beside the enumeration, "
@@ -161,11 +152,11 @@ def vermouth() -> dict[str, str]:
         "few-shot": f"it is {points(of(head))} above a linear probe",
         "few-shot, from scratch": f"({gain(scratch['difference'], scratch['difference_ci95'], sign='+')};",
         "few-shot, untrained": f"on an untrained DiT it is {points(of(untrained, loss))} below",
-        "sketches": f"at {times[0]:.2f} times chance {ends(*times[1:], digits=2)}",
+        "sketches": f"at {times[0]:.2f} times chance {interval(times[1:], digits=2)}",
         "sketches, untrained": f"{points(of(copy, loss))} better than on its untrained copy, "
                                f"{of(retrieval['pixels'], loss)} better than by raw pixels",
         "sketches, head": f"the head adds {of(retrieval['without_head'], loss)}",
-        "pixels": f"reach {test['mIoU_unseen']:.1f} points of mIoU {ends(*test['mIoU_unseen_ci95'])}, "
+        "pixels": f"reach {test['mIoU_unseen']:.1f} points of mIoU {interval(test['mIoU_unseen_ci95'])}, "
                   f"with the same head on raw pixels {found['backbone pixels']['mIoU_unseen']:.1f} and on an "
                   f"untrained copy {found['backbone untrained_layout_ldm']['mIoU_unseen']:.1f}. That is "
                   f"{gain(test['ratio'], test['ratio_ci95'], 2)} of the {test['mIoU_seen']:.1f}",
