@@ -16,8 +16,7 @@ from pathlib import Path
 
 from benchmarks import measure, searches
 from dive_lib import checkpoint, coco, detections, glyphs, parameters, paths, scenes
-from dive_lib.detection_results import detections_of, evaluate_run
-from dive_lib.evaluation import paired_bootstrap
+from dive_lib.detection_results import evaluate_run
 from dive_lib.files import read_json
 from dive_lib.image_runs import forget
 
@@ -44,11 +43,9 @@ def main(arguments: list[str] | None = None) -> dict:
                                                                            workers=options.workers, label=name)
         forget(spec)  # a benchmark is no stage, whose end would do so
         dive = dive or results
-        row, paired = evaluate_run(truth, results, ids), {"AP_difference": None, "AP_difference_ci95": None}
-        if results is not dive:
-            paired = paired_bootstrap(truth, detections_of(results), detections_of(dive), ids, resamples=500)
+        row = evaluate_run(truth, results, ids)
         rows.append({"row": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
-                     "difference": paired["AP_difference"], "difference_ci95": paired["AP_difference_ci95"],
+                     **searches.difference(truth, results, dive, ids),
                      "forward_equivalents": row["forward_equivalents"],
                      "report": reported[name]["AP"] if name in reported else None})
         print(measure.markdown(rows[-1:]))

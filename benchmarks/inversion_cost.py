@@ -116,7 +116,7 @@ def gradient_rows(objective: Objective, latents: torch.Tensor, config: Inversion
 def with_matrix_products(objective: Objective) -> Objective:
     """A copy with PyTorch's own linear maps, without `dive_lib.sequence_linear`."""
     objective = copy.deepcopy(objective)
-    use_matrix_products(objective.ldm)
+    objective.ldm = use_matrix_products(objective.ldm)
     return objective
 
 

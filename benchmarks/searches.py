@@ -81,11 +81,8 @@ def main(arguments: list[str] | None = None) -> dict:
         row = evaluate_run(truth, results, ids)
         if name == "straight_through":
             reference, cost = results, row["forward_equivalents"]
-        paired = {"difference": None, "difference_ci95": None}
-        if reference and results is not reference:
-            compared = paired_bootstrap(truth, detections_of(results), detections_of(reference), ids, resamples=500)
-            paired = {"difference": compared["AP_difference"], "difference_ci95": compared["AP_difference_ci95"]}
-        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"], **paired,
+        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
+                     **difference(truth, results, reference, ids),
                      "forward_equivalents": row["forward_equivalents"],
                      "prior_forward_equivalents": row["prior_forward_equivalents"],
                      "seconds_per_image": seconds_per_image(results, options.workers)})
@@ -97,6 +94,14 @@ def main(arguments: list[str] | None = None) -> dict:
     weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")
     return measure.save("searches", settings, rows, arguments=measure.given(arguments), folder=options.out,
                         weights=weights)
+
+
+def difference(truth: dict, results: list[dict], reference: list[dict] | None, ids: list[int]) -> dict:
+    """The columns of AP less the reference's with its paired interval; empty for the reference itself."""
+    if reference is None or results is reference:
+        return {"difference": None, "difference_ci95": None}
+    compared = paired_bootstrap(truth, detections_of(results), detections_of(reference), ids, resamples=500)
+    return {"difference": compared["AP_difference"], "difference_ci95": compared["AP_difference_ci95"]}
 
 
 def specification(candidate: dict, seed: int, profile: str, data: dataset.Dataset, ids: list[int]) -> dict:

@@ -5,6 +5,7 @@ import torch
 from dive_lib.dataset import Dataset
 from dive_lib.detections import Runner
 from dive_lib.evaluation import bootstrap_average_precision, coco_average_precision
+from dive_lib.files import rounded
 from dive_lib.image_runs import seconds_per_image as seconds_per_image
 from dive_lib.inversion import Inverted
 from dive_lib.objective import Cost
@@ -31,8 +32,8 @@ def evaluate_run(ground_truth: dict, results: list[dict], image_ids: list[int], 
                               resamples=resamples)
     constant = detections_of(results, constant=True)
     constant = coco_average_precision(ground_truth, constant, image_ids, area_thresholds)
-    row["AP_constant_score"] = _rounded(constant["AP"])
-    return row | {key: _rounded(value) for key, value in summarise(results).items()}
+    row["AP_constant_score"] = rounded(constant["AP"])
+    return row | rounded(summarise(results))
 
 
 def evaluate_detections(ground_truth: dict, records: list[dict], image_ids: list[int], *,
@@ -44,7 +45,7 @@ def evaluate_detections(ground_truth: dict, records: list[dict], image_ids: list
     """
     row = coco_average_precision(ground_truth, records, image_ids, area_thresholds)
     row |= bootstrap_average_precision(ground_truth, records, image_ids, resamples=resamples)
-    return {key: _rounded(value) for key, value in row.items()} | {"n_images": len(image_ids)}
+    return rounded(row) | {"n_images": len(image_ids)}
 
 
 def summarise(results: list[dict]) -> dict:
@@ -99,9 +100,3 @@ def early_stopping_table(runner: Runner, results: list[dict], ground_truth: dict
                      "saving": 1 - sum(steps) / len(steps) / length,
                      **{key: row[key] for key in ("AP", "AP50", "AP_ci95", "forward_equivalents")}})
     return rows
-
-
-def _rounded(value):
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value

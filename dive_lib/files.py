@@ -139,6 +139,16 @@ def _plain(obj: Any) -> Any:
     return obj
 
 
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Floats with so many decimals, as tracked files keep them; in mappings, lists and arrays, recursively."""
+    value = _plain(value)
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry, digits) for entry in value]
+    return round(value, digits) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
+
+
 def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 

@@ -17,7 +17,7 @@ import PIL.Image
 from IPython.display import Image, Markdown, display
 
 from dive_lib import paths, vermouth_report
-from dive_lib.files import merge_json, read_json, write_text
+from dive_lib.files import merge_json, read_json, rounded, write_text
 from dive_lib.wording import interval, spelt
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -104,7 +104,7 @@ def update_metrics(path: str | os.PathLike, section: str, values: Mapping, *, di
     """
     if not section or not all(section.split(".")):
         raise ValueError(f"{paths.shorten(path)}: section {section!r} is not a key or keys joined by dots")
-    update = _rounded(values, digits)
+    update = rounded(values, digits)
     for key in reversed(section.split(".")):
         update = {key: update}
     return merge_json(path, update)
@@ -263,16 +263,6 @@ def _block(text: str, name: str) -> tuple[int, int]:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{name}: the results table needs one {BEGIN} before it, one {END} after it")
     return text.index(BEGIN) + len(BEGIN), text.index(END)
-
-
-def _rounded(value, digits: int):
-    if isinstance(value, Mapping):
-        return {key: _rounded(entry, digits) for key, entry in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_rounded(entry, digits) for entry in value]
-    return round(value, digits) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
 
 
 def main(arguments: list[str] | None = None) -> None:

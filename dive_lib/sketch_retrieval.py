@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dive_lib import text_heads
+from dive_lib.files import rounded
 from dive_lib.side_by_side import side_by_side
 from dive_lib.sketch_data import SketchSet, WholeImages
 from dive_lib.task_bench import Bench, training
@@ -103,20 +104,16 @@ def mean_rows(rows: Sequence[Mapping], reference: Sequence[Mapping] | None = Non
     by_class = {name: round(sum(row["by_class"][name] for row in rows) / len(rows), 4) for name in rows[0]["by_class"]}
     kept = {key: value for key, value in rows[0].items() if not key.endswith("by_query")}
     mean = {**kept, **{key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys},
-            **{f"{key}_ci95": _rounded(two_way_interval(values)) for key, values in queries.items()},
+            **{f"{key}_ci95": rounded(two_way_interval(values)) for key, values in queries.items()},
             "by_class": by_class, "by_seed": [row["mAP"] for row in rows]}
     if reference is not None:
         beside = _table(reference, "by_query")
         if 1 < len(beside) != len(rows) > 1:
             raise ValueError(f"{len(rows)} heads beside {len(beside)} cannot be paired; train as many of both")
         values = queries["mAP"] - beside
-        mean |= {"difference": round(float(values.mean()), 4), "difference_ci95": _rounded(two_way_interval(values))}
+        mean |= {"difference": round(float(values.mean()), 4), "difference_ci95": rounded(two_way_interval(values))}
     return mean
 
 
 def _table(rows: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array([row[key] for row in rows])
-
-
-def _rounded(interval: Sequence[float]) -> list[float]:
-    return [round(bound, 4) for bound in interval]

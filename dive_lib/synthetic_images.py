@@ -19,11 +19,11 @@ def draw_split(root: Path | str, split: str, model: DiT, encoder: nn.Module, per
     """Draws `per_class` images of every class by DDIM, without guidance, and returns the split's folder.
 
     The draws depend on seed, batch and per_class. A stopped call continues with the batches that are not complete;
-    images of another model or setting are replaced.
+    images of another model, its classes renamed, or another setting are replaced.
     """
     folder = Path(root) / split
-    described = {"model": fingerprint(*model.state_dict().values()), "per_class": per_class, "steps": steps,
-                 "seed": seed, "batch": batch}
+    described = {"model": fingerprint(*model.state_dict().values()), "classes": model.grid.classes,
+                 "per_class": per_class, "steps": steps, "seed": seed, "batch": batch}
     marker = folder / ".synthetic.json"
     if not (marker.exists() and read_json(marker) == described):
         shutil.rmtree(folder, ignore_errors=True)
