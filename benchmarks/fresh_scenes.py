@@ -42,10 +42,11 @@ def main(arguments: list[str] | None = None) -> dict:
         results = searches.finished(folder / name, spec) or detections.run(folder / name, spec,
                                                                            workers=options.workers, label=name)
         forget(spec)  # a benchmark is no stage, whose end would do so
-        dive = dive or results
+        runs = [results]
+        dive = dive or runs
         row = evaluate_run(truth, results, ids)
         rows.append({"row": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
-                     **searches.difference(truth, results, dive, ids),
+                     **searches.difference(truth, runs, dive, ids),
                      "forward_equivalents": row["forward_equivalents"],
                      "report": reported[name]["AP"] if name in reported else None})
         print(measure.markdown(rows[-1:]))

@@ -1,17 +1,20 @@
 """Settings of the paper's optimiser and other searches for the same objective, on the validation split.
 
-    python -m benchmarks.searches --profile mini --images 40
-    python -m benchmarks.searches --only straight_through local
+    python -m benchmarks.searches
+    python -m benchmarks.searches --only straight_through local --images 40 --trajectories 1
 
 The first row is the reference: the paper's optimiser with the profile's settings, from which each of the next rows
-differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. `difference` is
-AP less the reference's on the same images, with a paired bootstrap interval: only one that leaves zero out is an
-effect. `relative_cost` is the cost in forward-equivalents over the reference's. A candidate is a row of CANDIDATES;
-results gather in runs/<profile>/benchmarks/<name>, and what is there already is not computed again. The test split is
-never looked at.
+differs in one. Then come other searches, in mini at about its cost but where the name says otherwise. Each is run
+`--trajectories` times, with other noises, and numbers are means over them. `difference` is AP less the reference's on
+the same images, with a paired bootstrap interval over images: only one that leaves zero out is an effect. How far
+trajectories lie apart, which it does not hold, is seen in `APs`. `relative_cost` is the cost in forward-equivalents
+over the reference's. A candidate is a row of CANDIDATES; results gather in
+runs/<profile>/benchmarks/<name>_seed<seed>, and what is there already is not computed again. The test split is never
+looked at.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ import torch
 from benchmarks import measure
 from dive_lib import checkpoint, dataset, detections, parameters, paths
 from dive_lib.detection_results import detections_of, evaluate_run
-from dive_lib.evaluation import paired_bootstrap
+from dive_lib.evaluation import mean_paired_bootstrap
 from dive_lib.files import read_json
 from dive_lib.image_runs import forget, seconds_per_image
 from dive_lib.inversion import InversionConfig, monitor_pairs
@@ -29,8 +32,8 @@ DECOUPLED = ("layout_prior_classes", "layout_prior_boxes")
 # name -> inversion: changes to the profile's straight-through settings, or None for no inversion. search: changes to
 # the profile's local search, or None. weight: of the prior; reduction: of the losses; in place of the profile's.
 # priors: names of others than the joint one, in the folder of a run of 04_layout_prior (`in_run`: of a sweep's run).
-# seeds: restarts; the layout with the lowest monitor on common noises is kept, and all restarts and that comparison are
-# counted.
+# restarts: how many, each with noises of its own; the layout with the lowest monitor on common noises is kept, and all
+# restarts and that comparison are counted.
 CANDIDATES = {
     "straight_through": {"inversion": {}},
     "prior_weight_0": {"inversion": {}, "weight": 0.0},
@@ -50,7 +53,7 @@ CANDIDATES = {
                      "weight": 1.0},
     "decoupled_priors": {"inversion": {}, "priors": DECOUPLED},
     "decoupled_priors_trained_as_long": {"inversion": {}, "priors": DECOUPLED, "in_run": "decoupled_steps=1800"},
-    "two_restarts": {"inversion": {"steps": 58}, "seeds": [0, 1]},
+    "two_restarts": {"inversion": {"steps": 58}, "restarts": 2},
     "larger_batches": {"inversion": {"steps": 58, "batch": 8}},
     "straight_through_190_steps": {"inversion": {"steps": 190}},
     "local": {"search": {}},
@@ -65,7 +68,8 @@ CANDIDATES = {
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--images", type=int, default=40, help="of the subset `tuning` of the validation split")
+    parser.add_argument("--images", type=int, default=100, help="of the subset `tuning` of the validation split")
+    parser.add_argument("--trajectories", type=int, default=2, help="runs of each candidate, with other noises")
     parser.add_argument("--workers", type=int, default=2)
     ready = [name for name, candidate in CANDIDATES.items() if "in_run" not in candidate]  # others need a sweep first
     parser.add_argument("--only", nargs="+", default=ready, choices=list(CANDIDATES))
@@ -77,30 +81,36 @@ def main(arguments: list[str] | None = None) -> dict:
         priors(CANDIDATES[name], paths.runs(options.profile))
     rows, reference, cost = [], None, None
     for name in options.only:
-        results = measured(name, CANDIDATES[name], options, data, ids)
-        row = evaluate_run(truth, results, ids)
+        runs = [measured(name, CANDIDATES[name], number, options, data, ids) for number in range(options.trajectories)]
+        row = mean_row([evaluate_run(truth, results, ids, resamples=1) for results in runs])
         if name == "straight_through":
-            reference, cost = results, row["forward_equivalents"]
-        rows.append({"search": name, "AP": row["AP"], "AP_ci95": row["AP_ci95"], "AP50": row["AP50"],
-                     **difference(truth, results, reference, ids),
-                     "forward_equivalents": row["forward_equivalents"],
-                     "prior_forward_equivalents": row["prior_forward_equivalents"],
-                     "seconds_per_image": seconds_per_image(results, options.workers)})
-        print(measure.markdown(rows[-1:]))
+            reference, cost = runs, row["forward_equivalents"]
+        seconds = statistics.mean(seconds_per_image(results, options.workers) for results in runs)
+        rows.append({"search": name, **row, **difference(truth, runs, reference, ids), "seconds_per_image": seconds})
+        print(measure.markdown(rows[-1:]), flush=True)
     for row in rows:
         row["relative_cost"] = row["forward_equivalents"] / cost if cost else None
     settings = {"profile": options.profile, "subset": "tuning", "split": "val", "images": len(ids),
-                "workers": options.workers, "candidates": {name: CANDIDATES[name] for name in options.only}}
+                "trajectories": options.trajectories, "workers": options.workers,
+                "candidates": {name: CANDIDATES[name] for name in options.only}}
     weights = checkpoint.weights_fingerprint(paths.runs(options.profile) / "layout_ldm")
     return measure.save("searches", settings, rows, arguments=measure.given(arguments), folder=options.out,
                         weights=weights)
 
 
-def difference(truth: dict, results: list[dict], reference: list[dict] | None, ids: list[int]) -> dict:
-    """The columns of AP less the reference's with its paired interval; empty for the reference itself."""
-    if reference is None or results is reference:
+def mean_row(rows: list[dict]) -> dict:
+    """The means of a candidate's trajectories, and the AP of each."""
+    keys = ("AP", "AP50", "forward_equivalents", "prior_forward_equivalents")
+    means = {key: statistics.mean(row[key] for row in rows) for key in keys}
+    return {"AP": means.pop("AP"), "APs": [row["AP"] for row in rows], **means}
+
+
+def difference(truth: dict, runs: list[list[dict]], reference: list[list[dict]] | None, ids: list[int]) -> dict:
+    """The columns of the mean AP less the reference's, with its paired interval; empty for the reference itself."""
+    if reference is None or runs is reference:
         return {"difference": None, "difference_ci95": None}
-    compared = paired_bootstrap(truth, detections_of(results), detections_of(reference), ids, resamples=500)
+    pairs = [(detections_of(results), detections_of(beside)) for results, beside in zip(runs, reference)]
+    compared = mean_paired_bootstrap(truth, pairs, ids, resamples=500)
     return {"difference": compared["AP_difference"], "difference_ci95": compared["AP_difference_ci95"]}
 
 
@@ -141,19 +151,20 @@ def settled(candidate: dict, settings: dict, seed: int) -> tuple[dict | None, di
     return inversion, search
 
 
-def measured(name: str, candidate: dict, options: argparse.Namespace, data: dataset.Dataset,
+def measured(name: str, candidate: dict, number: int, options: argparse.Namespace, data: dataset.Dataset,
              ids: list[int]) -> list[dict]:
-    """Results of a candidate, one per image; of restarts, the best per image."""
-    restarts = []
-    for seed in candidate.get("seeds", [0]):
-        folder = paths.runs(options.profile) / "benchmarks" / (f"{name}_seed{seed}" if "seeds" in candidate else name)
+    """Results of a candidate's trajectory with this number, one per image; of restarts, the best per image."""
+    restarts, count = [], candidate.get("restarts", 1)
+    first = number * count
+    for seed in range(first, first + count):
+        folder = paths.runs(options.profile) / "benchmarks" / f"{name}_seed{seed}"
         spec = specification(candidate, seed, options.profile, data, ids)
         restarts.append(finished(folder, spec) or
                         detections.run(folder, spec, workers=options.workers, label=f"{name}, seed {seed}"))
         forget(spec)  # a benchmark is no stage, whose end would do so
     if len(restarts) == 1:
         return restarts[0]
-    runner = detections.Runner(specification(candidate, candidate["seeds"][0], options.profile, data, ids))
+    runner = detections.Runner(specification(candidate, first, options.profile, data, ids))
     return best_of(restarts, common_monitor(runner, restarts), len(monitor_pairs(runner.objective, runner.config)))
 
 

@@ -81,13 +81,28 @@ def paired_bootstrap(ground_truth: GroundTruth, detections_a: Detections, detect
     `AP_difference_mean` (over the resamples) and `AP_difference_ci95` [low, high]. An interval that leaves
     out 0 speaks for a difference.
     """
+    return mean_paired_bootstrap(ground_truth, [(detections_a, detections_b)], image_ids, resamples=resamples,
+                                 seed=seed, confidence=confidence, max_detections=max_detections,
+                                 class_agnostic=class_agnostic)
+
+
+def mean_paired_bootstrap(ground_truth: GroundTruth, pairs: Sequence[tuple[Detections, Detections]],
+                          image_ids: Iterable[int], *, resamples: int = 200, seed: int = 0,
+                          confidence: float = 0.95, max_detections: int = 100,
+                          class_agnostic: bool = False) -> dict[str, float | list[float] | None]:
+    """The mean of AP(a) - AP(b) over pairs of runs on the same images, such as trajectories with other noises.
+
+    Every resample draws the same images for all pairs, so the interval is over images, of what the pairs have in
+    common; how far they lie apart is not in it. Returns what `paired_bootstrap` does.
+    """
     image_ids = list(image_ids)
-    both = []
-    for detections in (detections_a, detections_b):
+
+    def precision(detections: Detections) -> np.ndarray:
         evaluator = _matched(ground_truth, detections, image_ids, ALL_AREAS, max_detections, class_agnostic)
         weights = _weights(len(evaluator.params.imgIds), resamples, seed)
-        both.append(_resampled_precision(evaluator, np.vstack([np.ones_like(weights[:1]), weights])))
-    difference = both[0] - both[1]
+        return _resampled_precision(evaluator, np.vstack([np.ones_like(weights[:1]), weights]))
+
+    difference = sum(precision(a) - precision(b) for a, b in pairs) / len(pairs)
     result = {}
     for name, values in (("AP", difference.mean(1)), ("AP50", difference[:, 0])):
         whole, drawn = values[0], values[1:][np.isfinite(values[1:])]

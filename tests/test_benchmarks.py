@@ -196,12 +196,19 @@ def test_devices_write_a_row_for_each_precision(smoke, monkeypatch, capsys):
 
 def test_searches_are_compared_with_the_reference_on_the_same_images(smoke):
     result = searches.main(["--profile", "smoke", "--images", "2", "--workers", "1", "--out", str(smoke),
-                            "--only", "straight_through", "prior_weight_0"])
+                            "--only", "straight_through", "prior_weight_0", "two_restarts"])
     with pytest.raises(FileNotFoundError, match="04_layout_prior.ipynb smoke --set decoupled_steps=1800"):
         searches.main(["--profile", "smoke", "--images", "2", "--only", "decoupled_priors_trained_as_long"])
-    reference, other = result["rows"]
+    reference, *others = result["rows"]
     assert reference["difference"] is None and reference["relative_cost"] == 1
-    assert other["difference"] == pytest.approx(other["AP"] - reference["AP"]) and len(other["difference_ci95"]) == 2
+    for row in result["rows"]:
+        assert len(row["APs"]) == 2 and row["AP"] == pytest.approx(sum(row["APs"]) / 2)
+    for row in others:
+        assert row["difference"] == pytest.approx(row["AP"] - reference["AP"]) and len(row["difference_ci95"]) == 2
+    seeds = {path.parent.name: read_json(path)["inversion"]["seed"]
+             for path in (paths.runs("smoke") / "benchmarks").glob("*/spec.json")}
+    assert seeds == {f"{name}_seed{seed}": seed for name, count in (("straight_through", 2), ("prior_weight_0", 2),
+                                                                   ("two_restarts", 4)) for seed in range(count)}
 
 
 def test_settings_of_classification_are_compared(smoke):

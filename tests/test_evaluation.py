@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dive_lib import evaluation
-from dive_lib.evaluation import bootstrap_average_precision, coco_average_precision, paired_bootstrap
+from dive_lib.evaluation import (bootstrap_average_precision, coco_average_precision, mean_paired_bootstrap,
+                                 paired_bootstrap)
 
 
 def _truth(objects, images=(1,), classes=(1,)):
@@ -239,6 +240,17 @@ def test_paired_bootstrap_uses_the_same_resamples():
     assert mirrored["AP_difference_ci95"] == pytest.approx([-v for v in result["AP_difference_ci95"][::-1]])
     same = paired_bootstrap(truth, good, good, ids)
     assert same["AP_difference_ci95"] == [0, 0], "with other resamples for b this would not vanish"
+
+
+def test_trajectories_share_the_resamples():
+    truth, first = _random(60, 3, seed=7, quality=1.0)
+    second, bad = (_random(60, 3, seed=7, quality=quality)[1] for quality in (2.0, 4.0))
+    ids = range(1, 61)
+    alone = paired_bootstrap(truth, first, bad, ids)
+    assert mean_paired_bootstrap(truth, [(first, bad)] * 2, ids) == alone
+    both = mean_paired_bootstrap(truth, [(first, bad), (bad, second)], ids)
+    for key, expected in paired_bootstrap(truth, first, second, ids).items():
+        assert np.allclose(both[key], np.array(expected) / 2), "bad cancels, resample by resample"
 
 
 def test_bootstrap_is_fast():
