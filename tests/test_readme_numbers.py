@@ -99,39 +99,35 @@ def classification() -> dict[str, str]:
 def searches() -> dict[str, str]:
     now, before = benchmark("searches", "search"), benchmark("searches_before", "search")
 
-    def both(name: str, show) -> str:
-        return ", ".join(show(rows[name]["difference"], rows[name]["difference_ci95"]) for rows in (now, before))
+    def of(name: str, show=loss, rows: dict = now) -> str:
+        return show(rows[name]["difference"], rows[name]["difference_ci95"])
 
-    def ap(rows: dict, *names: str) -> list[str]:
+    def ap(*names: str, rows: dict = now) -> list[str]:
         return [f"{rows[name]['AP']:.1f}" for name in names]
 
-    weights = ap(now, "prior_weight_1", "prior_weight_0", "straight_through")
-    older = ap(before, "prior_weight_1", "prior_weight_0", "straight_through")
-    noises, longer, short = (now[name] for name in ("opposite_noises", "decoupled_priors_trained_as_long",
-                                                    "decoupled_priors"))
-    as_published = ap(now, "as_published") + ap(before, "as_published")
+    weights = ap("prior_weight_1", "prior_weight_0", "straight_through")
+    noises = ap("local", "local_independent_noises")
+    short, longer = (gain(now[name]["difference"], now[name]["difference_ci95"], sign="+")
+                     for name in ("decoupled_priors", "decoupled_priors_trained_as_long"))
     return {
-        "decoupled priors, trained longer":
-            f"is {gain(longer['difference'], longer['difference_ci95'], sign='+')} in place of "
-            f"{gain(short['difference'], short['difference_ci95'], sign='+')}",
+        "decoupled priors, trained longer": f"is {longer} in place of {short}",
         "the prior's weight": f"AP is {weights[0]} with the weight 1, {weights[1]} without a prior, "
                               f"{weights[2]} with 0.3",
-        "the prior's weight, before": f"with the models of the run before {older[0]}, {older[1]} and {older[2]}",
-        "opposite noises": "its AP is {} with them and {} without, in the run before {} and {}".format(
-            *ap(now, "local", "local_independent_noises"), *ap(before, "local", "local_independent_noises")),
-        "opposite noises, DIVE":
-            f"gave {points(gain(noises['difference'], noises['difference_ci95']))} and took "
-            + loss(before["opposite_noises"]["difference"], before["opposite_noises"]["difference_ci95"]) + " before",
-        "all searches": f"each with its difference to DIVE's {weights[2]} on the same images",
-        "all searches, before": f"which differ by rounding, DIVE had {older[2]}",
-        "better searches": f"The local search finds more: {both('local', gain)}; with a straight-through run after it, "
-                           f"for two fifths more evaluations, {both('local_then_straight_through', gain)}",
-        "weights": f"Without a prior there is less, {both('prior_weight_0', loss)}, with the paper's weight of 1 as "
-                   f"well, {both('prior_weight_1', loss)}, with summed losses far less, {both('summed_losses', loss)}",
-        "what is changed": f"from coarse to fine brought {both('not_coarse_to_fine', loss)}, leaving out the ends of "
-                           f"their range {both('all_timesteps', loss)}, the search among legal boxes only "
-                           f"{both('illegal_boxes_allowed', loss)}, rate and eps {both('smaller_rate_and_eps', loss)}",
-        "as published": f"leave {as_published[0]} and {as_published[1]} points of AP",
+        "opposite noises": f"its AP is {noises[0]} with them and {noises[1]} without",
+        "opposite noises, DIVE": f"To DIVE they give {points(of('opposite_noises', gain))}",
+        "all searches": f"with the mean difference to DIVE's {weights[2]} on the same images",
+        "better searches": f"The local search finds more, {of('local', gain)}; with a straight-through run after it, "
+                           f"for two fifths more evaluations, {of('local_then_straight_through', gain)}",
+        "larger batches": f"larger batches in fewer steps cost {of('larger_batches')}",
+        "weights": f"Without a prior there is less, {of('prior_weight_0')}, with the paper's weight of 1 as well, "
+                   f"{of('prior_weight_1')}, with a weight of 0.1 too, {of('prior_weight_0.1')}, with summed losses "
+                   f"far less, {of('summed_losses')}",
+        "what is changed": f"makes a difference, {of('illegal_boxes_allowed')}; timesteps from coarse to fine, "
+                           f"{of('not_coarse_to_fine')}, leaving out the ends of their range, {of('all_timesteps')}, "
+                           f"and a larger rate and eps, {of('smaller_rate_and_eps')}, make none",
+        "as published": f"leave {ap('as_published')[0]} points of AP",
+        "fewer images": f"DIVE had {ap('straight_through', rows=before)[0]}, and timesteps from coarse to fine seemed "
+                        f"to bring {of('not_coarse_to_fine', rows=before)}",
     }
 
 
