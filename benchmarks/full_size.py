@@ -4,10 +4,10 @@
     python -m benchmarks.full_size --modes compiled --images 2 --steps "LDM inversion" --add   # keeps the other rows
     python -m benchmarks.full_size --size reduced
 
-Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), training step of LDM-8 (batch 16), gradient of
-the 58M prior, gradient of DiT-XL/2 with respect to the class embedding (batch 25), and `dive_lib.inversion.invert`
-as a whole, with draws, optimiser and monitor. images: how many are inverted in one step; the loop has them two at a
-time in a call of a network, as the profile paper has.
+Steps: gradient of LDM-8 with respect to the token embeddings (50 pairs), training step of LDM-8 (batch 16, or
+`--train-batch`), gradient of the 58M prior, gradient of DiT-XL/2 with respect to the class embedding (batch 25), and
+`dive_lib.inversion.invert` as a whole, with draws, optimiser and monitor. images: how many are inverted in one step;
+the loop has them two at a time in a call of a network, as the profile paper has.
 
 Precisions: fp32 (matrix products in TF32 where the chip has it) and bf16 (`dive_lib.execution`; a training step keeps
 float32 weights under autocast). Modes: eager, and compiled as `dive_lib.execution` does it, which on a GPU also records
@@ -16,6 +16,7 @@ one kind.
 """
 
 import argparse
+import functools
 import gc
 from itertools import product
 from pathlib import Path
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--steps", nargs="+", default=[*STEPS, LOOP], choices=(*STEPS, LOOP))
     parser.add_argument("--images", nargs="+", type=int, default=[1], help="images inverted in one step")
+    parser.add_argument("--train-batch", type=int, default=None, help="images of the training step; 16 at full size")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     parser.add_argument("--add", action="store_true", help="keep the rows of earlier calls that are not measured again")
@@ -64,7 +66,8 @@ def main(arguments: list[str] | None = None) -> dict:
              for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     print("matrix product of side {}: ".format(SIZES[size]["matrix"])
           + ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in rates.items()))
-    counted = {images: {name: measure.flops(build()) for name, build in Models(size, "fp32", "meta", images=images)
+    of_size = functools.partial(Models, size, train_batch=options.train_batch)
+    counted = {images: {name: measure.flops(build()) for name, build in of_size("fp32", "meta", images=images)
                         .steps().items()} for images in options.images}
     settings = {"device": device, "size": size, "precisions": options.precisions, "modes": options.modes,
                 "images": options.images, "repeats": options.repeats,
@@ -75,7 +78,7 @@ def main(arguments: list[str] | None = None) -> dict:
     for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
         if skipped(name, precision, mode, images, options) is not None:
             continue
-        models = Models(size, precision, device, compiled=mode == "compiled", images=images)
+        models = of_size(precision, device, compiled=mode == "compiled", images=images)
         rows.append(measure_loop(models, mode, counted[images], rates[precision]) if name == LOOP else
                     measure_step(models, name, mode, counted[images][name], rates[precision], options.repeats))
         print(measure.markdown(rows[-1:]), flush=True)
@@ -107,7 +110,7 @@ def calls(result: dict) -> list[dict]:
 def joined(kept: list[dict], rows: list[dict]) -> list[dict]:
     """The rows, after those of earlier calls that none of them replaces. One that failed replaces no measured one."""
     def key(row: dict) -> tuple:
-        return tuple(row[name] for name in ("step", "precision", "mode", "images"))
+        return tuple(row[name] for name in ("step", "precision", "mode", "images", "batch"))
 
     measured = {key(row) for row in kept if "failed" not in row}
     rows = [row for row in rows if "failed" not in row or key(row) not in measured]
@@ -174,7 +177,7 @@ def measure_loop(models: Models, mode: str, counted: dict[str, int], peak: float
                  + prior * counted["prior inversion"] / models.batch("prior inversion") / 2)
         row |= {"gflop": flops / 1e9 / steps, "ms": median * 1000 / steps, "peak_gib": measure.peak_gib(models.device),
                 "tflops": flops / median / 1e12, "share_of_matrix_rate": flops / median / 1e12 / peak}
-        if models.size is SIZES["full"]:
+        if models.size["ldm"] == SIZES["full"]["ldm"]:
             row["minutes_per_image"] = median / steps * PAPER_STEPS / 60 / models.images
     except Exception as error:  # as in measure_step
         row["failed"] = reason(error)

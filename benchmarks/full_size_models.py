@@ -38,11 +38,14 @@ class Models:
 
     Inversion runs as `dive_lib.execution` has it; training in bf16 keeps float32 weights under autocast, as
     `dive_lib.train` does. compiled: pass networks through torch.compile. images: how many images are inverted in one
-    step, each with its own embeddings and all with the same pairs.
+    step, each with its own embeddings and all with the same pairs. train_batch: images of a training step, where not
+    those of the size.
     """
 
-    def __init__(self, size: str, precision: str, device: str, *, compiled: bool = False, images: int = 1):
-        self.size, self.precision, self.device = SIZES[size], precision, device
+    def __init__(self, size: str, precision: str, device: str, *, compiled: bool = False, images: int = 1,
+                 train_batch: int | None = None):
+        self.size = SIZES[size] if train_batch is None else SIZES[size] | {"train_batch": train_batch}
+        self.precision, self.device = precision, device
         self.compiled, self.images = compiled, images
         classes = tuple(f"class {k}" for k in range(self.size["grid"]["classes"]))
         self.grid = LayoutGrid(**self.size["grid"] | {"classes": classes})

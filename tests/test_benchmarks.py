@@ -51,10 +51,19 @@ def test_rows_of_several_calls_stand_in_one_result(tmp_path, monkeypatch):
 
 
 def test_a_row_that_fails_takes_the_place_of_no_measured_one():
-    row = {"step": "LDM inversion", "precision": "bf16", "mode": "eager", "images": 1}
+    row = {"step": "LDM inversion", "precision": "bf16", "mode": "eager", "images": 1, "batch": 50}
     kept, failed = [row | {"ms": 1.0}, row | {"images": 2, "failed": "before"}], {"failed": "out of memory"}
     rows = [row | failed, row | {"images": 2} | failed, row | {"images": 3} | failed]
     assert full_size.joined(kept, rows) == [kept[0], *rows[1:]]
+
+
+def test_a_training_step_of_another_batch_is_another_row(tmp_path):
+    call = ["--device", "cpu", "--size", "tiny", "--repeats", "1", "--modes", "eager", "--precisions", "fp32", "--out",
+            str(tmp_path), "--steps", "LDM training"]
+    full_size.main(call)
+    rows = full_size.main([*call, "--train-batch", "3", "--add"])["rows"]
+    assert [row["batch"] for row in rows] == [2, 3]
+    assert rows[1]["gflop"] == pytest.approx(1.5 * rows[0]["gflop"], rel=0.01)
 
 
 def test_flops_are_counted_on_the_meta_device():
@@ -268,7 +277,9 @@ def test_trainings_are_timed_by_their_use_of_the_cores(tmp_path):
 
 def test_the_readme_has_the_measured_speed_of_the_full_size():
     result, readme = read_json(measure.RESULTS / "full_size.json"), (paths.ROOT / "README.md").read_text()
-    rows = {(row["step"], row["mode"], row["images"]): row for row in result["rows"] if row["precision"] == "bf16"}
+    every = {(row["precision"], row["step"], row["mode"], row["images"], row["batch"]): row for row in result["rows"]}
+    rows = {(step, mode, images): row for (precision, step, mode, images, _), row in every.items()
+            if precision == "bf16"}
     titles = {"LDM inversion": "gradient of LDM-8 to the layout, 50 pairs an image",
               "prior inversion": "gradient of the prior to the layout, 50 pairs an image",
               "DiT inversion": "gradient of DiT-XL/2 to the class, 25 pairs an image",
@@ -286,8 +297,18 @@ def test_the_readme_has_the_measured_speed_of_the_full_size():
     paper = loop["gflop"] / 1000 * full_size.PAPER_STEPS / full_size.PAPER_MINUTES / 60
     assert f"multiplies large matrices at {result['matrix_tflops']['bf16']:.0f} TFLOP/s" in text
     assert f"{full_size.PAPER_MINUTES} minutes an image on an A100, about {paper:.0f} TFLOP/s by this count" in text
-    gradients = sum(rows[step, "compiled", 1]["ms"] for step in ("LDM inversion", "prior inversion"))
-    assert f"gradients of 2000 compiled steps take {gradients * full_size.PAPER_STEPS / 60_000:.1f} (" in text
+    loop = rows["DIVE loop", "compiled", 10]
+    gradients = sum(rows[step, "compiled", 2]["ms"] / 2 for step in ("LDM inversion", "prior inversion"))
+    assert (f"takes {loop['ms']:.0f} ms a step, {loop['tflops']:.0f} TFLOP/s: {loop['minutes_per_image']:.1f} minutes "
+            f"an image for the paper's {full_size.PAPER_STEPS} steps, of which the two gradients are "
+            f"{gradients * full_size.PAPER_STEPS / 60_000:.1f} and") in text
+    compiled, eager = (every["fp32", "LDM inversion", mode, 1, 50]["ms"] for mode in ("compiled", "eager"))
+    assert f"brings less: {compiled:.0f} ms for LDM-8's gradient, eager {eager:.0f}." in text
+    few, many = (every["fp32", "LDM training", "eager", 1, batch] for batch in (16, 128))
+    assert few["ms"] < rows["LDM training", "eager", 1]["ms"]
+    assert (f"autocast: {few['ms']:.0f} ms for 16 images, and {many['ms']:.0f} ms for 128, "
+            f"{many['tflops']:.0f} TFLOP/s.") in text
+    assert min(rows["LDM inversion", "compiled", 2]["tflops"], loop["tflops"]) >= 250  # what the project set itself
 
 
 def test_the_readme_says_what_two_cores_are_worth():
