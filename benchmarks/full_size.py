@@ -29,6 +29,7 @@ from dive_lib import paths, provenance
 from dive_lib.files import read_json
 from dive_lib.inversion import InversionConfig, invert
 
+NOTE = "fp32: matrix products in TF32 where the chip has it."
 PAPER_STEPS = 2000
 PAPER_MINUTES = 50  # per image, on an A100
 PRECISIONS = ("fp32", "bf16")
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> dict:
                 "images": options.images, "repeats": options.repeats,
                 "pairs": SIZES[size]["pairs"], "matrix": SIZES[size]["matrix"]}
     facts = {"arguments": measure.given(arguments), "folder": options.out, "reduced": reduced, "matrix_tflops": rates,
-             "paper_minutes_per_image": PAPER_MINUTES, "earlier": [] if earlier is None else calls(earlier)}
+             "paper_minutes_per_image": PAPER_MINUTES, "note": NOTE,
+             "earlier": [] if earlier is None else calls(earlier)}
     rows, kept = [], [] if earlier is None else earlier["rows"]
     for precision, mode, images, name in product(options.precisions, options.modes, options.images, options.steps):
         if skipped(name, precision, mode, images, options) is not None:

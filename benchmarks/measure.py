@@ -92,7 +92,7 @@ def given(arguments: list[str] | None) -> list[str]:
 def save(name: str, settings: dict, rows: list[dict], *, arguments: list[str], folder: Path | None = None,
          show: bool = True, **facts) -> dict:
     """Writes benchmarks/results/<name>.json and .md, shows the table and returns the content. arguments: `given`.
-    facts: further keys; "reduced": whether the models were smaller than the papers'."""
+    facts: further keys; "reduced": whether the models were smaller than the papers'; "note": a sentence on the page."""
     result = {"benchmark": name, "arguments": arguments, "commit": provenance.commit(),
               "machine": provenance.machine(), "torch": torch.__version__, "threads": torch.get_num_threads(), **facts,
               "settings": settings, "rows": rows}
@@ -110,8 +110,9 @@ def page(result: dict) -> str:
     calls = [call["arguments"] for call in result.get("earlier", [])] + [result["arguments"]]
     commands = "\n    ".join(shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *call]) for call in calls)
     size = "**Of models of reduced size; it says nothing about the full ones.** " if result.get("reduced") else ""
+    note = f"{result['note']} " if "note" in result else ""
     return (f"# {result['benchmark']}\n\n{size}Measured on {where}, PyTorch {result['torch']}; all settings are in "
-            f"`{result['benchmark']}.json`. Repeat it with\n\n    {commands}\n\n"
+            f"`{result['benchmark']}.json`. {note}Repeat it with\n\n    {commands}\n\n"
             f"{markdown(result['rows'])}\n")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from dive_lib.dit import DiT
 from dive_lib.evaluation import coco_average_precision
-from dive_lib.layout import LayoutGrid, shuffle_slots
+from dive_lib.layout import LayoutGrid
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.objective import Objective, Pairs
 from dive_lib.provenance import cores
@@ -110,14 +110,17 @@ def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tenso
                   seed: int, steps: int = 20, most: int = 1000, batch: int = 500) -> list[dict]:
     """Rise of each prior's loss by each corruption, mean over `steps` timesteps, every layout on the same noises.
 
-    truth and each of wrong (B, N, 5). most: of more layouts only so many are taken, evenly spread. batch: layouts in
-    one pass. Memory holds the noises of one timestep: 1 GB for 1000 layouts of 100 slots and width 512.
+    truth and each of wrong (B, N, 5), an object in the same slot in each, where it meets the same noise. Slots are
+    shuffled, alike in all, since stored layouts have their objects first. most: of more layouts only so many are taken,
+    evenly spread. batch: layouts in one pass. Memory holds the noises of one timestep: 1 GB for 1000 layouts of 100
+    slots and width 512.
     """
     if len(truth) > most:
         chosen = torch.arange(most) * len(truth) // most
         truth, wrong = truth[chosen], {corruption: tokens[chosen] for corruption, tokens in wrong.items()}
     generator = torch.Generator().manual_seed(seed)
-    layouts = {"": shuffle_slots(truth, generator), **wrong}
+    order = torch.rand(truth.shape[:2], generator=generator).argsort(1)[..., None].expand_as(truth)
+    layouts = {name: tokens.gather(1, order) for name, tokens in {"": truth, **wrong}.items()}
     shape = (len(truth), vocabulary.grid.slots, 5, vocabulary.width)
     totals = {(name, corruption): 0 for name in priors for corruption in layouts}
     for k in range(steps):

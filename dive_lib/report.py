@@ -20,7 +20,7 @@ from dive_lib import paths, vermouth_report
 from dive_lib.files import merge_json, read_json, rounded, write_text
 from dive_lib.wording import interval, spelt
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"  # around each of the README's tables
 
 METHODS = {"dive": "DIVE, straight-through", "dive_best_search": "best search (ours: local, no prior)",
            "without_prior": "without prior", "without_in_vocabulary": "without in-vocabulary search",
@@ -239,30 +239,33 @@ def classification_table(metrics: Mapping) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def readme_tables(metrics: Mapping) -> str:
-    """What stands between the README's markers: detection, and classification and Vermouth where they were run."""
-    tables = results_table(metrics), classification_table(metrics), vermouth_report.table(metrics)
-    return "\n\n".join(filter(None, tables))
+def readme_tables(metrics: Mapping) -> dict[str, str]:
+    """The README's tables by the name of their markers; empty where the metrics are not there."""
+    return {"detection": results_table(metrics), "classification": classification_table(metrics),
+            "vermouth": vermouth_report.table(metrics)}
 
 
 def update_readme(readme_path: str | os.PathLike, metrics: Mapping) -> Path:
     """Replaces what stands between the markers by `readme_tables`, atomically. ValueError without markers."""
     text = Path(readme_path).read_text(encoding="utf-8")
-    first, last = _block(text, paths.shorten(readme_path))
-    return write_text(readme_path, f"{text[:first]}\n{readme_tables(metrics)}\n{text[last:]}")
+    for name, table in readme_tables(metrics).items():
+        first, last = _block(text, name, paths.shorten(readme_path))
+        text = f"{text[:first]}\n{table}\n{text[last:]}"
+    return write_text(readme_path, text)
 
 
 def readme_matches(readme_text: str, metrics: Mapping) -> bool:
     """Whether the README shows exactly these metrics. Raises ValueError without markers."""
-    first, last = _block(readme_text, "README")
-    return readme_text[first:last].strip() == readme_tables(metrics)
+    blocks = {name: _block(readme_text, name, "README") for name in readme_tables(metrics)}
+    return readme_tables(metrics) == {name: readme_text[first:last].strip() for name, (first, last) in blocks.items()}
 
 
-def _block(text: str, name: str) -> tuple[int, int]:
-    """Where the text between the markers begins and ends."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{name}: the results table needs one {BEGIN} before it, one {END} after it")
-    return text.index(BEGIN) + len(BEGIN), text.index(END)
+def _block(text: str, name: str, file: str) -> tuple[int, int]:
+    """Where the text between a table's markers begins and ends."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{file}: the table needs one {begin} before it, one {end} after it")
+    return text.index(begin) + len(begin), text.index(end)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,6 @@ import torch
 from dive_lib import objective as objective_module
 from dive_lib.diagnosis import (class_from_gradient, corruptions, failures, gap_table, layout_corruptions, moved,
                                 perfect_images, prior_ranking)
-from dive_lib.layout import shuffle_slots
 from dive_lib.objective import Objective, Pairs
 from tests.tiny import GRID, latents, layout_ldm, layout_prior, layouts, objective
 
@@ -50,6 +49,19 @@ def test_ranking_of_equal_layouts_is_a_tie():
     assert rows[0]["prior"] == "all" and rows[0]["true_loss"] > 0 and 0 <= rows[0]["share"] <= 1
 
 
+def test_a_prior_of_classes_is_level_where_only_boxes_differ():
+    """Whatever differs is what a prior reads: each object meets the same noise in all layouts."""
+    ldm, generator = layout_ldm(), torch.Generator().manual_seed(3)
+    truth = layouts().repeat(5, 1, 1)
+    wrong = layout_corruptions(truth, GRID, generator)
+    priors = {fields: layout_prior(ldm, fields=fields) for fields in ("classes", "boxes")}
+    rows = {(row["prior"], row["corruption"]): row
+            for row in prior_ranking(priors, ldm.vocabulary, truth, wrong, seed=0, steps=2)}
+    for prior, blind in (("classes", "illegal"), ("boxes", "wrong_class")):
+        assert rows[prior, blind]["gap"] == rows[prior, blind]["share"] == 0
+    assert rows["classes", "wrong_class"]["gap"] != 0 and rows["boxes", "illegal"]["gap"] != 0
+
+
 def test_a_ranking_is_the_same_in_batches_and_of_evenly_spread_layouts():
     ldm, generator = layout_ldm(), torch.Generator().manual_seed(7)
     truth = layouts().repeat(5, 1, 1)[:, torch.randperm(3, generator=generator)]
@@ -59,14 +71,15 @@ def test_a_ranking_is_the_same_in_batches_and_of_evenly_spread_layouts():
     def plainly(truth, wrong, steps=3):
         """All noises are drawn first and kept, and every pass takes all layouts."""
         generator = torch.Generator().manual_seed(5)
-        truth = shuffle_slots(truth, generator)
+        order = torch.rand(truth.shape[:2], generator=generator).argsort(1)
+        truth, *others = (tokens[torch.arange(len(order))[:, None], order] for tokens in (truth, *wrong.values()))
         draws = [(25 + 50 * k, torch.randn(len(truth), 3, 5, 8, generator=generator)) for k in range(steps)]
 
         def loss(tokens):
             return sum(prior.loss(ldm.vocabulary(tokens), torch.full((len(tokens),), t), noise)
                        for t, noise in draws) / steps
 
-        gaps = {name: loss(tokens) - loss(truth) for name, tokens in wrong.items()}
+        gaps = {name: loss(tokens) - loss(truth) for name, tokens in zip(wrong, others)}
         return [{"prior": own, "corruption": name, "true_loss": loss(truth).mean().item(), "gap": gap.mean().item(),
                  "share": (gap > 0).float().mean().item()} for own in given for name, gap in gaps.items()]
 

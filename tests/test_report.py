@@ -19,7 +19,8 @@ METRICS = {"detection": {
     "dive_best_search": {"AP": 42.0, "AP50": 61.0, "AP_ci95": None, "n_images": 160,
                          "forward_equivalents": 900},
 }}
-README = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nText.\n"
+BLOCKS = [f"{report.BEGIN.format(name)}\nold\n{report.END.format(name)}" for name in report.readme_tables({})]
+README = "\n\n".join(["# Title", *BLOCKS, "Text.\n"])
 
 
 def test_metrics_are_merged_rounded_and_sorted(tmp_path):
@@ -90,7 +91,9 @@ def test_readme_is_updated_between_the_markers_only(tmp_path):
     assert not report.readme_matches(README, METRICS)
     report.update_readme(path, METRICS)
     text = path.read_text()
-    assert text.startswith(f"# Title\n\n{report.BEGIN}\n| ") and text.endswith(f"|\n{report.END}\n\nText.\n")
+    begin, end = report.BEGIN.format("detection"), report.END.format("detection")
+    assert text.startswith(f"# Title\n\n{begin}\n| ") and f"|\n{end}\n\n<!-- class" in text
+    assert text.endswith("<!-- vermouth:begin -->\n\n<!-- vermouth:end -->\n\nText.\n"), "nothing was run"
     assert report.readme_matches(text, METRICS)
     report.update_readme(path, METRICS)
     assert path.read_text() == text
@@ -98,11 +101,16 @@ def test_readme_is_updated_between_the_markers_only(tmp_path):
     assert not report.readme_matches(text, changed)
 
 
-@pytest.mark.parametrize("text", ["none", report.BEGIN, f"{report.END}\n{report.BEGIN}", README + README])
+WRONG_WAY = f"{report.END.format('detection')}\n{report.BEGIN.format('detection')}\n" + "\n".join(BLOCKS[1:])
+
+
+@pytest.mark.parametrize("text", ["none", *("\n".join(set(BLOCKS) - {block}) for block in BLOCKS), WRONG_WAY,
+                                  README + README],
+                         ids=["none", *report.readme_tables({}), "the wrong way round", "twice"])
 def test_missing_markers_are_an_error(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)
-    with pytest.raises(ValueError, match="README.md.*results:begin"):
+    with pytest.raises(ValueError, match="README.md.*:begin"):
         report.update_readme(path, METRICS)
     assert path.read_text() == text
 
