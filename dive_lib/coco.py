@@ -10,7 +10,7 @@ are no training target, and stay in the annotation file, where pycocotools handl
 """
 
 import json
-import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -294,7 +294,7 @@ def _read_box(annotation: dict, record: str, file: Path) -> tuple[float, float, 
     box = _field(annotation, "bbox", record, file)
     if not (isinstance(box, list) and len(box) == 4 and all(_whole(v) or isinstance(v, float) for v in box)):
         raise _bad(file, record, f'has "bbox" {box!r}, not a list of 4 numbers', "write [x, y, w, h]")
-    if not all(math.isfinite(v) for v in box):
+    if not all(abs(v) <= sys.float_info.max for v in box):  # JSON knows NaN, and integers of any size
         raise _bad(file, record, f"has a coordinate that is not finite: {box!r}",
                    "correct or remove the annotation")
     return tuple(map(float, box))

@@ -12,7 +12,7 @@ import numpy as np
 
 from dive_lib import glyphs, paths, scenes
 from dive_lib.checkpoint import fingerprint
-from dive_lib.coco import CocoLayouts, read_split
+from dive_lib.coco import CocoLayouts, DatasetError, read_split
 from dive_lib.files import read_json, write_json
 from dive_lib.layout import LayoutGrid
 
@@ -61,13 +61,17 @@ def describe(profile: str, root: Path, names: dict[str, str], *, image_size: int
 
     The subsets are drawn by image id from the seed; the ablation's lies within the evaluation's. Where one folder
     serves as validation and test split (COCO 2017), tuning images are never evaluation images. Raises
-    coco.DatasetError for the first bad record.
+    coco.DatasetError for the first bad record, and for a split without objects.
     """
     root = paths.ROOT / root  # a relative path means the same in a notebook, under DVC and in a test
     train = read_split(root, names["train"], strict=strict)
     splits = {"train": train}
     for split in ("val", "test"):
         splits[split] = read_split(root, names[split], strict=strict, categories=train.categories)
+    for part in splits.values():
+        if not any(len(image.class_ids) for image in part.images):
+            raise DatasetError(f"{paths.shorten(part.annotation_file)}: \"annotations\" has no object to train on or "
+                               "to find; add the objects' boxes or choose another split")
     ids = {split: [image.id for image in splits[split].images] for split in ("val", "test")}
     subsets = {"evaluation": subset_ids(ids["test"], min(evaluation, len(ids["test"])), seed),
                "ablation": subset_ids(ids["test"], min(ablation, len(ids["test"])), seed),

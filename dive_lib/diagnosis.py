@@ -114,6 +114,8 @@ def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tenso
     shuffled, alike in all, since stored layouts have their objects first. most: of more layouts only so many are taken,
     evenly spread. batch: layouts in one pass. Memory holds the noises of one timestep: 1 GB for 1000 layouts of 100
     slots and width 512.
+
+    Rows {prior, corruption, true_loss, gap, share}. share: of layouts ranked before their corrupted copy, ties by half.
     """
     if len(truth) > most:
         chosen = torch.arange(most) * len(truth) // most
@@ -138,7 +140,7 @@ def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tenso
         for corruption in wrong:
             gap = totals[name, corruption] / steps - base
             rows.append({"prior": name, "corruption": corruption, "true_loss": base.mean().item(),
-                         "gap": gap.mean().item(), "share": (gap > 0).float().mean().item()})
+                         "gap": gap.mean().item(), "share": (gap.sign() / 2 + 0.5).mean().item()})
     return rows
 
 

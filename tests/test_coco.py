@@ -74,6 +74,7 @@ def test_reads_images_in_the_order_of_their_ids(make):
     (_set("annotations", 3, "id", "x"), "annotation number 4 of the list", "not a whole number"),
     (_set("annotations", 0, "bbox", [1, 2, float("nan"), 4]), "annotation id 11", "not finite"),
     (_set("annotations", 4, "bbox", [1, 2, 3, float("inf")]), "annotation id 15", "not finite"),
+    (_set("annotations", 4, "bbox", [1, 2, 10**400, 4]), "annotation id 15", "not finite"),
     (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation id 11", "not a list of 4 numbers"),
     (_set("annotations", 0, "bbox", [1, 2, 3, "4"]), "annotation id 11", "not a list of 4 numbers"),
     (_set("annotations", 0, "bbox", None), "annotation id 11", "not a list of 4 numbers"),
@@ -277,3 +278,10 @@ def test_reads_the_scenes_of_the_mini_set(tmp_path):
     shutil.rmtree(tmp_path / "val")
     with pytest.raises(DatasetError, match="folder: does not exist"):
         read_split(tmp_path, "val")
+
+
+def test_a_split_without_objects_is_refused(make):
+    root = make(lambda content: content.update(annotations=[]))
+    with pytest.raises(DatasetError, match="instances_val.json.*no object to train on"):
+        dataset.describe("smoke", root, {name: "val" for name in dataset.SPLITS}, image_size=32, bins=17, slots=4,
+                         strict=False, evaluation=2, ablation=1, tuning=1, seed=0)
