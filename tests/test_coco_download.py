@@ -2,11 +2,14 @@
 
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 
 import pytest
 
+from dive_lib import paths
 from dive_lib.coco_download import DownloadError, download, fetch, verify
 
 
@@ -92,3 +95,12 @@ def test_a_foreign_archive_is_refused(server, tmp_path):
 def test_checksum(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     verify(tmp_path / "x", "900150983cd24fb0d6963f7d28e17f72")
+
+
+def test_dvc_downloads_it_when_asked_and_only_then():
+    def planned(*targets):
+        return subprocess.run([sys.executable, "-m", "dvc", "repro", "--dry", "--force", *targets], cwd=paths.ROOT,
+                              check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+
+    assert "> python -m dive_lib.coco_download downloads/coco" in planned("downloads/dvc.yaml")
+    assert "coco_download" not in planned("data@paper")
