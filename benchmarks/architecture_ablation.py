@@ -1,11 +1,13 @@
-"""What the small model's switches do: layout LDMs trained as in notebook 03, with and without them, by their loss gaps.
+"""What the small model's switches do: layout LDMs trained as in notebook 03, with and without them, by their loss gaps
+and by what DIVE finds with them.
 
     python -m benchmarks.architecture_ablation                        # runs/mini, 1000 steps per variant
     python -m benchmarks.architecture_ablation --steps 4500 --only mini published_encoder
 
 A loss gap is the rise of the held-out image loss when the true layout is corrupted (`dive_lib.diagnosis`): a model that
 does not read its layout has none. All variants see the same data, batches and noises. A stopped training continues.
-Share: of the held-out scenes in which the corrupted layout has the higher loss; 0.5 is chance.
+Share: of the held-out scenes in which the corrupted layout has the higher loss; 0.5 is chance. AP: of DIVE on
+validation images without a prior, since a prior belongs to the vocabulary that a layout LDM learns.
 """
 
 import argparse
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure
-from dive_lib import dataset, first_stage, layout_training, parameters, paths
+from benchmarks import measure, searches
+from dive_lib import checkpoint, dataset, detections, first_stage, layout_training, parameters, paths
 from dive_lib.dataset import Dataset
+from dive_lib.detection_results import evaluate_run
 from dive_lib.diagnosis import corruptions, gap_table
 from dive_lib.first_stage import FirstStage
+from dive_lib.image_runs import forget
 from dive_lib.latents import LayoutTokens, cached_latents
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.train import TrainingConfig
@@ -49,6 +53,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--images", type=int, default=200, help="held-out images for the gaps")
     parser.add_argument("--draws", type=int, default=4, help="(t, noise) pairs per image, layout and range")
+    parser.add_argument("--invert", type=int, default=100, help="validation images that DIVE inverts, of `tuning`")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=None, help="folder for the result; benchmarks/results by default")
     options = parser.parse_args(arguments)
@@ -64,10 +69,11 @@ def main(arguments: list[str] | None = None) -> dict:
         row, model = trained(name, settings, options.steps, data, autoencoder)
         table = gap_table(model, held_out, truth, wrong, ranges=RANGES, draws=options.draws, seed=settings["seed"])
         gaps += [{"variant": name} | line for line in table]
-        rows.append(row | summary(table))
+        rows.append(row | detected(name, model, options.profile, data, options.invert) | summary(table))
         print(measure.markdown(rows[-1:]))
     chosen = {"profile": options.profile, "steps": options.steps, "images": len(truth), "draws": options.draws,
-              "training": settings, "variants": {name: VARIANTS[name] for name in options.only},
+              "inverted": options.invert, "training": settings,
+              "variants": {name: VARIANTS[name] for name in options.only},
               "summary_range": SUMMARY}
     return measure.save("architecture_ablation", chosen, rows, arguments=measure.given(arguments), folder=options.out,
                         gaps=gaps)
@@ -93,6 +99,19 @@ def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: F
     return {"variant": name, "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
             "training_loss": sum(last) / len(last),
             "seconds": time.perf_counter() - began}, model.requires_grad_(False).eval()
+
+
+def detected(name: str, model: LayoutLDM, profile: str, data: Dataset, count: int) -> dict:
+    """AP of the paper's optimiser without a prior on `count` validation images."""
+    folder = paths.runs(profile) / "benchmarks" / f"architecture_{name}"
+    checkpoint.save_model(folder / "layout_ldm", model, model.config)
+    ids = data.subsets["tuning"][:count]
+    spec = searches.specification({"inversion": {}, "weight": 0.0}, 0, profile, data, ids,
+                                  layout_ldm=folder / "layout_ldm")
+    found = detections.run(folder / "detected", spec, label=name)
+    forget(spec)
+    row = evaluate_run(data.annotations("val"), found, ids, resamples=500)
+    return {key: row[key] for key in ("AP", "AP_ci95", "AP50")}
 
 
 def summary(table: list[dict]) -> dict:

@@ -114,15 +114,16 @@ def difference(truth: dict, runs: list[list[dict]], reference: list[list[dict]] 
     return {"difference": compared["AP_difference"], "difference_ci95": compared["AP_difference_ci95"]}
 
 
-def specification(candidate: dict, seed: int, profile: str, data: dataset.Dataset, ids: list[int]) -> dict:
-    """The run of one seed: the profile's settings with the candidate's changes."""
+def specification(candidate: dict, seed: int, profile: str, data: dataset.Dataset, ids: list[int], *,
+                  layout_ldm: Path | None = None) -> dict:
+    """The run of one seed: the profile's settings with the candidate's changes. layout_ldm: in place of its model."""
     settings, runs = parameters.load(profile)["detection"], paths.runs(profile)
     inversion, search = settled(candidate, settings, seed)
     weight = candidate.get("weight", settings["objective"]["weight"])
     prior = priors(candidate, runs) if weight and inversion else []
     return detections.make_spec(
         data=paths.shorten(data.root), split=data.names["val"], train_split=data.names["train"], image_ids=ids,
-        first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(runs / "layout_ldm"),
+        first_stage=paths.shorten(runs / "first_stage"), layout_ldm=paths.shorten(layout_ldm or runs / "layout_ldm"),
         prior=[paths.shorten(folder) for folder in prior],
         objective={"weight": weight, "reduction": candidate.get("reduction", settings["objective"]["reduction"])},
         inversion=inversion, search=search, batch=settings["batch"],

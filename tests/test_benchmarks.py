@@ -387,3 +387,15 @@ def test_the_readme_says_what_fresh_scenes_give():
     assert f"without in-vocabulary search {against_dive('without_in_vocabulary')}" in text
     published = rows["as_published"]
     assert f"all at once, AP is {published['AP']:.1f} ({against_dive('as_published')})" in text
+
+
+def test_variants_of_the_layout_model_are_trained_and_inverted(smoke):
+    result = architecture_ablation.main(["--profile", "smoke", "--steps", "2", "--images", "2", "--draws", "1",
+                                         "--invert", "2", "--only", "mini", "without_field_dropout",
+                                         "--out", str(smoke / "out")])
+    assert [row["variant"] for row in result["rows"]] == ["mini", "without_field_dropout"]
+    for row in result["rows"]:
+        assert 0 <= row["AP"] <= row["AP50"] <= 100 and row["steps"] == 2 and 0 <= row["wrong_class_share"] <= 1
+        found = paths.runs("smoke") / "benchmarks" / f"architecture_{row['variant']}" / "detected" / "spec.json"
+        spec = read_json(found)
+        assert len(spec["image_ids"]) == 2 and not spec["prior"] and row["variant"] in spec["layout_ldm"]
