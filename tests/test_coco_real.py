@@ -78,8 +78,10 @@ def test_perfect_detections_reach_full_precision(data, name):
                                           ("bccd", ["train2017", "val2017", "test2017"])])
 def test_trains_a_few_steps_and_is_evaluated(data, name, splits):
     """The notebooks of the pipeline, as they are, on a real folder: its path and splits are given, and fewer steps."""
+    codebook = {"quantize_from": 3, "restart_every": 2, "restart_until": 5}
     settings = {"01_data": {"root": str(data / name), "splits": json.dumps(splits)},
-                "02_first_stage": {"steps": "6", "quantize_from": "3"}, "03_layout_ldm": {"steps": "6"},
+                "02_first_stage": {"steps": "6", "codebook": json.dumps(codebook)},
+                "03_layout_ldm": {"steps": "6"},
                 "04_layout_prior": {"steps": "6", "decoupled_steps": "2"}, "05_detection": {"steps": "5"}}
     for notebook, overrides in settings.items():
         run.run(paths.ROOT / "notebooks" / f"{notebook}.ipynb", "smoke", overrides)
