@@ -108,7 +108,7 @@ def detected(name: str, model: LayoutLDM, profile: str, data: Dataset, count: in
     ids = data.subsets["tuning"][:count]
     spec = searches.specification({"inversion": {}, "weight": 0.0}, 0, profile, data, ids,
                                   layout_ldm=folder / "layout_ldm")
-    found = detections.run(folder / "detected", spec, label=name)
+    found = searches.finished(folder / "detected", spec) or detections.run(folder / "detected", spec, label=name)
     forget(spec)
     row = evaluate_run(data.annotations("val"), found, ids, resamples=500)
     return {key: row[key] for key in ("AP", "AP_ci95", "AP50")}
