@@ -307,7 +307,8 @@ def test_the_readme_has_the_measured_speed_of_the_full_size():
     few, many = (every["fp32", "LDM training", "eager", 1, batch] for batch in (16, 128))
     assert few["ms"] < rows["LDM training", "eager", 1]["ms"]
     assert f"a training step of LDM-8 takes {few['ms']:.0f} ms in TF32, and longer under autocast" in text
-    assert f"in TF32 they take {many['ms']:.0f} ms, {many['tflops']:.0f} TFLOP/s, and {many['peak_gib']:.0f} GiB." in text
+    assert (f"in TF32 they take {many['ms']:.0f} ms, {many['tflops']:.0f} TFLOP/s, and "
+            f"{many['peak_gib']:.0f} GiB.") in text
     assert min(rows["LDM inversion", "compiled", 2]["tflops"], loop["tflops"]) >= 250  # what the project set itself
 
 
