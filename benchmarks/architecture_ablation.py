@@ -7,11 +7,11 @@ and by what DIVE finds with them.
 A loss gap is the rise of the held-out image loss when the true layout is corrupted (`dive_lib.diagnosis`): a model that
 does not read its layout has none. All variants see the same data, batches and noises. A stopped training continues.
 Share: of the held-out scenes in which the corrupted layout has the higher loss; 0.5 is chance. AP: of DIVE on
-validation images without a prior, since a prior belongs to the vocabulary that a layout LDM learns.
+validation images without a prior, since a prior belongs to the vocabulary that a layout LDM learns; difference: to the
+first variant's, paired over images. How far two trainings of one variant lie apart it does not hold.
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
@@ -64,12 +64,17 @@ def main(arguments: list[str] | None = None) -> dict:
     held_out = cached_latents(autoencoder, data.val, cache, label="validation latents")[:options.images]
     truth = LayoutTokens(data.val, data.grid).tokens[:options.images]
     wrong = corruptions(truth, data.grid, torch.Generator().manual_seed(settings["seed"]))
-    rows, gaps = [], []
+    rows, gaps, reference = [], [], None
     for name in options.only:
         row, model = trained(name, settings, options.steps, data, autoencoder)
         table = gap_table(model, held_out, truth, wrong, ranges=RANGES, draws=options.draws, seed=settings["seed"])
         gaps += [{"variant": name} | line for line in table]
-        rows.append(row | detected(name, model, options.profile, data, options.invert) | summary(table))
+        results = inverted(name, model, options.profile, data, options.invert)
+        ids, annotations = [result["image_id"] for result in results], data.annotations("val")
+        found = evaluate_run(annotations, results, ids, resamples=500)
+        rows.append(row | {key: found[key] for key in ("AP", "AP_ci95", "AP50")}
+                    | searches.difference(annotations, [results], reference, ids) | summary(table))
+        reference = reference or [results]
         print(measure.markdown(rows[-1:]))
     chosen = {"profile": options.profile, "steps": options.steps, "images": len(truth), "draws": options.draws,
               "inverted": options.invert, "training": settings,
@@ -91,18 +96,16 @@ def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: F
     variant = VARIANTS[name]
     config = TrainingConfig(steps=steps, lr=settings["lr"], batch_size=settings["batch_size"],
                             seed=settings["seed"], **settings["optimiser"])
-    began = time.perf_counter()
     model, losses = layout_training.obtain(
         data, autoencoder, architecture(variant, settings["architecture"]), config, label=name, kind=settings["loss"],
         dropout=variant.get("dropout", settings["dropout"]), focus=variant.get("focus", settings["focus"]))
     last = losses[-max(1, len(losses) // 10):]
     return {"variant": name, "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
-            "training_loss": sum(last) / len(last),
-            "seconds": time.perf_counter() - began}, model.requires_grad_(False).eval()
+            "training_loss": sum(last) / len(last)}, model.requires_grad_(False).eval()
 
 
-def detected(name: str, model: LayoutLDM, profile: str, data: Dataset, count: int) -> dict:
-    """AP of the paper's optimiser without a prior on `count` validation images."""
+def inverted(name: str, model: LayoutLDM, profile: str, data: Dataset, count: int) -> list[dict]:
+    """Results of the paper's optimiser without a prior on `count` validation images."""
     folder = paths.runs(profile) / "benchmarks" / f"architecture_{name}"
     checkpoint.save_model(folder / "layout_ldm", model, model.config)
     ids = data.subsets["tuning"][:count]
@@ -110,8 +113,7 @@ def detected(name: str, model: LayoutLDM, profile: str, data: Dataset, count: in
                                   layout_ldm=folder / "layout_ldm")
     found = searches.finished(folder / "detected", spec) or detections.run(folder / "detected", spec, label=name)
     forget(spec)
-    row = evaluate_run(data.annotations("val"), found, ids, resamples=500)
-    return {key: row[key] for key in ("AP", "AP_ci95", "AP50")}
+    return found
 
 
 def summary(table: list[dict]) -> dict:
