@@ -114,6 +114,11 @@ def searches() -> dict[str, str]:
     def ap(*names: str, rows: dict = now) -> list[str]:
         return [f"{rows[name]['AP']:.1f}" for name in names]
 
+    variants = benchmark("architecture_ablation", "variant")
+
+    def aid(name: str) -> tuple[float, list[float]]:
+        return variants[name]["difference"], variants[name]["difference_ci95"]
+
     weights = ap("prior_weight_1", "prior_weight_0", "straight_through")
     noises = ap("local", "local_independent_noises")
     short, longer = (gain(now[name]["difference"], now[name]["difference_ci95"], sign="+")
@@ -130,6 +135,8 @@ def searches() -> dict[str, str]:
         "more steps": f"nor do 190 steps in place of 115, for three fifths more evaluations, "
                       f"{of('straight_through_190_steps', gain)}; larger",
         "more steps than Table I": f"with 190 steps AP is {points(of('straight_through_190_steps', gain))} higher",
+        "two aids": f"is {points(gain(*aid('without_position_attention')))} higher, without the second "
+                    f"{gain(*aid('without_field_dropout'))}, of one training each",
         "larger batches": f"larger batches in fewer steps cost {of('larger_batches')}",
         "weights": f"Without a prior there is less, {of('prior_weight_0')}, with the paper's weight of 1 as well, "
                    f"{of('prior_weight_1')}, with a weight of 0.1 too, {of('prior_weight_0.1')}, with summed losses "
