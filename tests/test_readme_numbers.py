@@ -136,7 +136,8 @@ def searches() -> dict[str, str]:
                       f"{of('straight_through_190_steps', gain)}; larger",
         "more steps than Table I": f"with 190 steps AP is {points(of('straight_through_190_steps', gain))} higher",
         "two aids": f"is {points(gain(*aid('without_position_attention')))} higher, without the second "
-                    f"{gain(*aid('without_field_dropout'))}, of one training each",
+                    f"{gain(*aid('without_field_dropout'))}, of one training each; without the linear map of the "
+                    f"condition it is {loss(*aid('without_linear_condition'))} lower",
         "larger batches": f"larger batches in fewer steps cost {of('larger_batches')}",
         "weights": f"Without a prior there is less, {of('prior_weight_0')}, with the paper's weight of 1 as well, "
                    f"{of('prior_weight_1')}, with a weight of 0.1 too, {of('prior_weight_0.1')}, with summed losses "
