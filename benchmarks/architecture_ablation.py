@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, searches
-from dive_lib import checkpoint, dataset, detections, first_stage, layout_training, parameters, paths
+from dive_lib import checkpoint, dataset, first_stage, layout_training, parameters, paths
 from dive_lib.dataset import Dataset
 from dive_lib.detection_results import evaluate_run
 from dive_lib.diagnosis import corruptions, gap_table
 from dive_lib.first_stage import FirstStage
-from dive_lib.image_runs import forget
 from dive_lib.latents import LayoutTokens, cached_latents
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.train import TrainingConfig
@@ -64,13 +63,13 @@ def main(arguments: list[str] | None = None) -> dict:
     held_out = cached_latents(autoencoder, data.val, cache, label="validation latents")[:options.images]
     truth = LayoutTokens(data.val, data.grid).tokens[:options.images]
     wrong = corruptions(truth, data.grid, torch.Generator().manual_seed(settings["seed"]))
+    annotations, ids = data.annotations("val"), data.subsets["tuning"][:options.invert]
     rows, gaps, reference = [], [], None
     for name in options.only:
         row, model = trained(name, settings, options.steps, data, autoencoder)
         table = gap_table(model, held_out, truth, wrong, ranges=RANGES, draws=options.draws, seed=settings["seed"])
         gaps += [{"variant": name} | line for line in table]
-        results = inverted(name, model, options.profile, data, options.invert)
-        ids, annotations = [result["image_id"] for result in results], data.annotations("val")
+        results = inverted(name, model, options.profile, data, ids)
         found = evaluate_run(annotations, results, ids, resamples=500)
         rows.append(row | {key: found[key] for key in ("AP", "AP_ci95", "AP50")}
                     | searches.difference(annotations, [results], reference, ids) | summary(table))
@@ -104,16 +103,13 @@ def trained(name: str, settings: dict, steps: int, data: Dataset, autoencoder: F
             "training_loss": sum(last) / len(last)}, model.requires_grad_(False).eval()
 
 
-def inverted(name: str, model: LayoutLDM, profile: str, data: Dataset, count: int) -> list[dict]:
-    """Results of the paper's optimiser without a prior on `count` validation images."""
+def inverted(name: str, model: LayoutLDM, profile: str, data: Dataset, ids: list[int]) -> list[dict]:
+    """Results of the paper's optimiser without a prior on these validation images."""
     folder = paths.runs(profile) / "benchmarks" / f"architecture_{name}"
     checkpoint.save_model(folder / "layout_ldm", model, model.config)
-    ids = data.subsets["tuning"][:count]
     spec = searches.specification({"inversion": {}, "weight": 0.0}, 0, profile, data, ids,
                                   layout_ldm=folder / "layout_ldm")
-    found = searches.finished(folder / "detected", spec) or detections.run(folder / "detected", spec, label=name)
-    forget(spec)
-    return found
+    return searches.obtained(folder / "detected", spec, label=name)
 
 
 def summary(table: list[dict]) -> dict:

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import measure, searches
-from dive_lib import checkpoint, coco, detections, glyphs, parameters, paths, scenes
+from dive_lib import checkpoint, coco, glyphs, parameters, paths, scenes
 from dive_lib.detection_results import evaluate_run
 from dive_lib.files import read_json
-from dive_lib.image_runs import forget
 
 SEED = 20261127  # the day on which these scenes were first drawn
 SPLIT = "fresh"
@@ -39,9 +38,7 @@ def main(arguments: list[str] | None = None) -> dict:
     reported = read_json(paths.reports(options.profile) / "metrics.json")["detection"]
     rows, dive = [], None
     for name, spec in specifications(options, folder / "data", ids):
-        results = searches.finished(folder / name, spec) or detections.run(folder / name, spec,
-                                                                           workers=options.workers, label=name)
-        forget(spec)  # a benchmark is no stage, whose end would do so
+        results = searches.obtained(folder / name, spec, workers=options.workers, label=name)
         runs = [results]
         dive = dive or runs
         row = evaluate_run(truth, results, ids)

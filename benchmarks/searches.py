@@ -160,13 +160,18 @@ def measured(name: str, candidate: dict, number: int, options: argparse.Namespac
     for seed in range(first, first + count):
         folder = paths.runs(options.profile) / "benchmarks" / f"{name}_seed{seed}"
         spec = specification(candidate, seed, options.profile, data, ids)
-        restarts.append(finished(folder, spec) or
-                        detections.run(folder, spec, workers=options.workers, label=f"{name}, seed {seed}"))
-        forget(spec)  # a benchmark is no stage, whose end would do so
+        restarts.append(obtained(folder, spec, workers=options.workers, label=f"{name}, seed {seed}"))
     if len(restarts) == 1:
         return restarts[0]
     runner = detections.Runner(specification(candidate, first, options.profile, data, ids))
     return best_of(restarts, common_monitor(runner, restarts), len(monitor_pairs(runner.objective, runner.config)))
+
+
+def obtained(folder: Path, spec: dict, *, workers: int = 1, label: str) -> list[dict]:
+    """The results of a run, computed where an earlier one has not left them all."""
+    results = finished(folder, spec) or detections.run(folder, spec, workers=workers, label=label)
+    forget(spec)  # a benchmark is no stage, whose end would do so
+    return results
 
 
 def finished(folder: Path, spec: dict) -> list[dict] | None:

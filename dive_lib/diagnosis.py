@@ -6,7 +6,7 @@ import torch
 
 from dive_lib.dit import DiT
 from dive_lib.evaluation import coco_average_precision
-from dive_lib.layout import LayoutGrid
+from dive_lib.layout import LayoutGrid, shuffle_slots
 from dive_lib.layout_ldm import LayoutLDM
 from dive_lib.objective import Objective, Pairs
 from dive_lib.provenance import cores
@@ -121,8 +121,8 @@ def prior_ranking(priors: dict, vocabulary: LayoutVocabulary, truth: torch.Tenso
         chosen = torch.arange(most) * len(truth) // most
         truth, wrong = truth[chosen], {corruption: tokens[chosen] for corruption, tokens in wrong.items()}
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(truth.shape[:2], generator=generator).argsort(1)[..., None].expand_as(truth)
-    layouts = {name: tokens.gather(1, order) for name, tokens in {"": truth, **wrong}.items()}
+    beside = torch.cat([truth, *wrong.values()], dim=-1)  # so that the slots of all are shuffled alike
+    layouts = dict(zip(["", *wrong], shuffle_slots(beside, generator).split(truth.shape[-1], dim=-1)))
     shape = (len(truth), vocabulary.grid.slots, 5, vocabulary.width)
     totals = {(name, corruption): 0 for name in priors for corruption in layouts}
     for k in range(steps):

@@ -4,8 +4,8 @@ A class is a layout of one object with one field: the number of fields, F below,
 Many images are inverted in one batch. Each has its own embeddings and optimiser state, and all share the draws of
 timesteps and noises, so an image's result depends on its batch by rounding alone. (Within the vocabulary that hardly
 ever changes a token; continuous embeddings, `in_vocabulary` false, amplify it: after a hundred steps some of their
-answers are others.) Only gradients with respect to the
-condition are computed, and nothing is computed twice for the same discrete state and (t, noise) pair.
+answers are others.) Only gradients with respect to the condition are computed, and nothing is computed twice for the
+same discrete state and (t, noise) pair.
 """
 
 import copy

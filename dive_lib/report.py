@@ -256,8 +256,8 @@ def update_readme(readme_path: str | os.PathLike, metrics: Mapping) -> Path:
 
 def readme_matches(readme_text: str, metrics: Mapping) -> bool:
     """Whether the README shows exactly these metrics. Raises ValueError without markers."""
-    blocks = {name: _block(readme_text, name, "README") for name in readme_tables(metrics)}
-    return readme_tables(metrics) == {name: readme_text[first:last].strip() for name, (first, last) in blocks.items()}
+    tables = readme_tables(metrics)
+    return tables == {name: readme_text[slice(*_block(readme_text, name, "README"))].strip() for name in tables}
 
 
 def _block(text: str, name: str, file: str) -> tuple[int, int]:
